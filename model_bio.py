@@ -1,0 +1,543 @@
+"""
+A GPT whose MLP units oscillate, beside the GELU control that it is judged against.
+
+With mlp='gelu' and the rest at their defaults this is nanoGPT's GPT-2: same state-dict names, same logits. mlp='bio'
+puts an OscillatingNeuron (and a SparseEventGate) between the two matrices of the MLP, and changes nothing else.
+
+Shapes are written with B sequences in the batch, T tokens in a sequence, C = n_embd, H = n_head, D = C/H,
+F = 4·C hidden features of the MLP, V = vocab_size, L = n_layer.
+"""
+
+import hashlib
+import math
+import re
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# What may stand between c_fc and c_proj: number of features -> module that maps (..., features) to (..., features).
+ACTIVATIONS = {
+    "gelu": lambda features: nn.GELU(),  # nanoGPT's, the erf form
+    "gelu_tanh": lambda features: nn.GELU(approximate="tanh"),  # what OpenAI's GPT-2 was trained with
+    "relu": lambda features: nn.ReLU(),
+    "silu": lambda features: nn.SiLU(),
+}
+MLPS = (*ACTIVATIONS, "bio")
+
+OPTIMIZERS = ("adamw", "adafactor")
+
+
+@dataclass
+class GPTConfig:
+    """The model's shape and parts. Raises ValueError, with a sentence, for what cannot be built."""
+
+    # model
+    block_size: int = 1024  # tokens of context
+    vocab_size: int = 50304  # GPT-2's 50257 rounded up to a multiple of 64; a dataset's own vocabulary goes before it
+    n_layer: int = 12  # blocks
+    n_head: int = 12  # attention heads a block, must divide n_embd
+    n_embd: int = 768  # width
+    dropout: float = 0.0  # 0 is good for pretraining, for finetuning try 0.1
+    bias: bool = True  # in Linear and LayerNorm, as GPT-2 has them; False is a bit better and faster
+    mlp: str = "gelu"  # gelu, gelu_tanh, relu, silu: the control's nonlinearity; bio: oscillating neurons
+    bio_gate: Literal["none", "feature", "dense"] = "feature"  # event gate of mlp=bio; dense is history's, and blows up
+    bio_threshold: float = 0.25  # voltage above which a feature counts as firing
+    use_rmsnorm: bool = False  # RMSNorm (eps 1e-6) for LayerNorm
+    position: Literal["learned", "rope", "none"] = "learned"  # how a token knows its place
+    gradient_checkpointing: bool = False  # recompute each block in backward: less memory, a third more time
+    use_bio_mlp: bool | None = None  # historic spelling of mlp: True = bio, False = gelu
+    use_rope: bool | None = None  # historic spelling of position: True = rope, False = learned
+    bio_compartments: int | None = None  # DEPRECATED: accepted so that old files load, ignored
+
+    # historic key -> (today's key, what its values mean); only today's key is stored
+    HISTORIC = {  # noqa: RUF012 - without an annotation it is no field
+        "use_bio_mlp": ("mlp", {True: "bio", False: "gelu"}),
+        "use_rope": ("position", {True: "rope", False: "learned"}),
+    }
+
+    def __post_init__(self):
+        for old, (key, meaning) in self.HISTORIC.items():
+            given, default = getattr(self, old), type(self).__dataclass_fields__[key].default
+            if given is None:
+                continue
+            if getattr(self, key) not in (default, meaning[given]):
+                raise ValueError(f"{old}={given} contradicts {key}={getattr(self, key)!r}: give one of the two")
+            setattr(self, key, meaning[given])
+            setattr(self, old, None)
+        self.bio_compartments = None
+        for key in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_head={self.n_head} does not divide n_embd={self.n_embd}")
+        if self.position == "rope" and (self.n_embd // self.n_head) % 2:
+            raise ValueError(f"position='rope' turns pairs: n_embd/n_head={self.n_embd // self.n_head} must be even")
+        for key in ("dropout", "bio_threshold"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ValueError(f"{key}={getattr(self, key)} must lie in 0..1")
+        if self.mlp not in MLPS and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", self.mlp):
+            raise ValueError(f"mlp={self.mlp!r} is unknown: choose one of {', '.join(MLPS)}, or file.py:ClassName")
+        for key, known in (("bio_gate", ("none", "feature", "dense")), ("position", ("learned", "rope", "none"))):
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key}={getattr(self, key)!r} is unknown: choose one of {', '.join(known)}")
+
+
+class OscillatingNeuron(nn.Module):
+    """
+    y = sin(ω·x + φ)·tanh(x) + b, with ω, φ, b of each feature learnable.
+
+    x: (..., features) -> y: same shape and dtype. The phase is formed in float32 whatever the dtype of x: in bfloat16
+    the sine would be off by up to 0.06. Start: ω ~ N(1, 0.1), φ ~ N(0, 0.1), b = 0, so y ≈ x² for small x.
+    """
+
+    def __init__(self, features):
+        super().__init__()
+        self.omega = nn.Parameter(1 + 0.1 * torch.randn(features))
+        self.phi = nn.Parameter(0.1 * torch.randn(features))
+        self.baseline = nn.Parameter(torch.zeros(features))
+
+    def forward(self, x):
+        wide = x.float()
+        y = torch.sin(self.omega * wide + self.phi) * torch.tanh(wide) + self.baseline
+        return y.to(x.dtype)
+
+
+class SparseEventGate(nn.Module):
+    """
+    Lets a feature through by how strongly it fires, and oscillates once more.
+
+    voltage v = sigmoid(g·x + o); spike strength s = sigmoid(5·(v - threshold)); y = OscillatingNeuron(x·s).
+    With dense=True, the historic form: v = sigmoid(W_g x + b_g), y = OscillatingNeuron(W_t (x·s) + b_t), which costs
+    two features × features matrices a layer.
+
+    x: (..., features), an oscillation's output -> y: same shape. input_std is the standard deviation of what that
+    oscillation was given, h. It fixes where g and o start: about 15 % of features (|h| > 1.44 std of a normal) fire.
+    With g = 1 and o = 0 all of them would fire for ever, and the gate would be a constant.
+    """
+
+    def __init__(self, features, threshold=0.25, dense=False, bias=True, input_std=0.5):
+        super().__init__()
+        self.threshold = threshold
+        if dense:
+            self.gate = nn.Linear(features, features, bias=bias)
+            self.transform = nn.Linear(features, features, bias=bias)
+        else:
+            onset = math.sin(1.44 * input_std) * math.tanh(1.44 * input_std)
+            inside = min(max(threshold, 0.01), 0.99)
+            self.gain = nn.Parameter(torch.full((features,), 1 / onset))
+            self.offset = nn.Parameter(torch.full((features,), math.log(inside / (1 - inside)) - 1))
+        self.dense = dense
+        self.activation = OscillatingNeuron(features)
+
+    def voltage(self, x):
+        return torch.sigmoid(self.gate(x) if self.dense else self.gain * x + self.offset)
+
+    def forward(self, x):
+        strength = torch.sigmoid(5 * (self.voltage(x) - self.threshold))
+        passed = (x * strength).to(x.dtype)
+        return self.activation(self.transform(passed) if self.dense else passed)
+
+
+class BioMLP(nn.Module):
+    """c_fc -> OscillatingNeuron -> SparseEventGate (unless bio_gate='none') -> c_proj -> dropout. (B, T, C) -> same."""
+
+    def __init__(self, config):
+        super().__init__()
+        hidden = 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, hidden, bias=config.bias)
+        self.oscillating = OscillatingNeuron(hidden)
+        self.sparse_gate = None
+        if config.bio_gate != "none":
+            self.sparse_gate = SparseEventGate(
+                hidden,
+                config.bio_threshold,
+                dense=config.bio_gate == "dense",
+                bias=config.bias,
+                input_std=0.02 * math.sqrt(config.n_embd),  # c_fc's std on a normalised input
+            )
+        self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        x = self.oscillating(self.c_fc(x))  # (B, T, F)
+        if self.sparse_gate is not None:
+            x = self.sparse_gate(x)
+        return self.dropout(self.c_proj(x))  # (B, T, C)
+
+    def event_rate(self, x):
+        """Share of hidden features whose voltage passes the threshold. x: the block's input -> scalar tensor."""
+        voltage = self.sparse_gate.voltage(self.oscillating(self.c_fc(x)))
+        return (voltage > self.sparse_gate.threshold).float().mean()
+
+
+class MLP(nn.Module):
+    """The control: c_fc -> nonlinearity -> c_proj -> dropout. (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config, neuron):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.neuron = neuron(4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.c_proj(self.neuron(self.c_fc(x))))
+
+
+def rope_tables(block_size, head_width):
+    """cos and sin, each (block_size, head_width/2), of rotary positions (Su et al., 2021, base 10,000)."""
+    frequency = 10_000.0 ** (-torch.arange(0, head_width, 2) / head_width)
+    angle = torch.outer(torch.arange(block_size), frequency)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """Turn each pair (x_i, x_{i + D/2}) by its position's angle. x: (B, H, T, D); cos, sin: (T, D/2)."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, in buffers allocated once: (L, B, H, block_size, D) each."""
+
+    def __init__(self, config, batch, device, dtype):
+        shape = (config.n_layer, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.length = 0  # tokens held
+
+    def append(self, layer, k, v):
+        """Store k, v (B, H, T, D) behind what layer `layer` holds; return all it holds, (B, H, length + T, D)."""
+        end = self.length + k.size(2)
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+
+    def forward(self, x, rope=None, cache=None, layer=0):
+        B, T, C = x.shape
+        q, k, v = (
+            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
+            for part in self.c_attn(x).split(C, dim=2)
+        )
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (B, H, S, D), S >= T
+        # a single token behind a cache may look at all of it, so it needs no mask
+        y = F.scaled_dot_product_attention(
+            q, k, v, is_causal=T > 1, dropout_p=self.dropout if self.training else 0.0
+        )  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.resid_dropout(self.c_proj(y))
+
+
+class Block(nn.Module):
+    def __init__(self, config, neuron=None):
+        super().__init__()
+        self.ln_1 = make_norm(config)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = make_norm(config)
+        self.mlp = BioMLP(config) if config.mlp == "bio" else MLP(config, neuron or ACTIVATIONS[config.mlp])
+
+    def forward(self, x, rope=None, cache=None, layer=0):
+        x = x + self.attn(self.ln_1(x), rope, cache, layer)
+        return x + self.mlp(self.ln_2(x))
+
+
+def make_norm(config):
+    if config.use_rmsnorm:
+        return nn.RMSNorm(config.n_embd, eps=1e-6)
+    return nn.LayerNorm(config.n_embd, bias=config.bias)
+
+
+def stable_seed(*parts):
+    """A 63-bit seed from anything printable: the same on every machine, in every process."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class GPT(nn.Module):
+    """
+    config: GPTConfig. neuron: for mlp='file.py:Name', the class itself, called with the number of hidden features.
+    seed: of the initial weights; None takes torch's own (torch.manual_seed). See `_initialise` for what it promises.
+    """
+
+    def __init__(self, config, neuron=None, seed=None):
+        super().__init__()
+        if (config.mlp not in MLPS) != (neuron is not None):
+            what = "needs its class: GPT(config, neuron=...)" if neuron is None else "takes no neuron"
+            raise ValueError(f"mlp={config.mlp!r} {what}")
+        self.config = config
+        parts = {"wte": nn.Embedding(config.vocab_size, config.n_embd)}
+        if config.position == "learned":
+            parts["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        parts["drop"] = nn.Dropout(config.dropout)
+        parts["h"] = nn.ModuleList(Block(config, neuron) for _ in range(config.n_layer))
+        parts["ln_f"] = make_norm(config)
+        self.transformer = nn.ModuleDict(parts)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight  # tied: Press and Wolf, 2017
+        if config.position == "rope":
+            cos, sin = rope_tables(config.block_size, config.n_embd // config.n_head)
+            self.register_buffer("rope_cos", cos, persistent=False)
+            self.register_buffer("rope_sin", sin, persistent=False)
+        # Ids that generate() may return: 50,304 is GPT-2's 50,257 rounded up, and the rest stand for no text.
+        self.sampled_vocab = 50257 if config.vocab_size == 50304 else config.vocab_size
+        if not self.lm_head.weight.is_meta:
+            self._initialise(torch.initial_seed() if seed is None else seed, neuron)
+
+    @torch.no_grad()
+    def _initialise(self, seed, neuron):
+        """
+        Paired initialisation, all of it in this one place.
+
+        Each parameter's unit draw is a function of (seed, its name, its shape) alone, so two models with one seed
+        share every weight that both have, whatever else they contain. Matrices and embeddings: N(0, 0.02), those that
+        write to the residual stream (c_proj) N(0, 0.02/sqrt(2·n_layer)), as in GPT-2. ω: N(1, 0.1), φ: N(0, 0.1).
+        Biases and b are 0, norms 1, a gate's g and o as its class says. A user's neuron draws for itself, under a
+        generator seeded by its name.
+        """
+        users = {f"{name}." for name, _ in self.named_modules() if neuron and name.endswith("mlp.neuron")}
+        for prefix in users:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(stable_seed(seed, prefix))
+                self.get_submodule(prefix[:-1]).load_state_dict(neuron(4 * self.config.n_embd).state_dict())
+        for name, parameter in self.named_parameters():
+            if any(name.startswith(prefix) for prefix in users):
+                continue
+            last = name.rsplit(".", 1)[-1]
+            mean, std = {"omega": (1.0, 0.1), "phi": (0.0, 0.1)}.get(last, (0.0, 0.02))
+            if name.endswith("c_proj.weight"):
+                std /= math.sqrt(2 * self.config.n_layer)
+            if parameter.dim() > 1 or last in ("omega", "phi"):
+                generator = torch.Generator().manual_seed(stable_seed(seed, name, tuple(parameter.shape)))
+                parameter.copy_(mean + std * torch.randn(parameter.shape, generator=generator))
+            elif last == "bias":
+                parameter.zero_()
+
+    def hidden(self, idx, cache=None):
+        """idx: (B, T) token ids -> (B, T, C), what lm_head reads."""
+        T, start = idx.size(1), cache.length if cache else 0
+        if start + T > self.config.block_size:
+            raise ValueError(f"{start + T} tokens do not fit the context of block_size={self.config.block_size}")
+        x = self.transformer.wte(idx)  # (B, T, C)
+        rope = None
+        if self.config.position == "learned":
+            x = x + self.transformer.wpe.weight[start : start + T]  # (T, C), the same for each sequence
+        elif self.config.position == "rope":
+            rope = self.rope_cos[start : start + T], self.rope_sin[start : start + T]
+        x = self.transformer.drop(x)
+        recompute = self.config.gradient_checkpointing and self.training
+        for layer, block in enumerate(self.transformer.h):
+            x = checkpoint(block, x, rope, use_reentrant=False) if recompute else block(x, rope, cache, layer)
+        if cache:
+            cache.length += T
+        return self.transformer.ln_f(x)
+
+    def forward(self, idx, targets=None):
+        """
+        idx, targets: (B, T) int64; a target of -1 is ignored.
+
+        Without targets: (logits of the last position (B, 1, V), None). With targets: (logits (B, T, V), mean loss).
+        """
+        x = self.hidden(idx)
+        if targets is None:
+            return self.lm_head(x[:, [-1], :]), None
+        logits = self.lm_head(x)
+        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1), ignore_index=-1)
+
+    def get_num_params(self, non_embedding=True):
+        """Number of parameters, without the position embedding by default (the token one is lm_head's too)."""
+        total = sum(p.numel() for p in self.parameters())
+        if non_embedding and self.config.position == "learned":
+            total -= self.transformer.wpe.weight.numel()
+        return total
+
+    def describe(self):
+        """What the model is, in one line."""
+        c = self.config
+        what = c.mlp
+        if c.mlp == "bio":
+            gate = f" + {c.bio_gate} gate (threshold {c.bio_threshold})" if c.bio_gate != "none" else ", no gate"
+            what = f"bio, oscillation{gate}"
+        millions = self.get_num_params(non_embedding=False) / 1e6
+        return f"{what}: {c.n_layer} layers, {c.n_head} heads, width {c.n_embd}: {millions:.2f}M parameters"
+
+    def flops_per_token(self):
+        """Training FLOPs a token, forward and backward: 6·N + 12·L·C·T (PaLM, appendix B, as nanoGPT counts)."""
+        attention = 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
+        return 6 * self.get_num_params() + attention
+
+    def estimate_mfu(self, fwdbwd_per_iter, dt, peak_flops=312e12):
+        """Share of the card's peak that is used: sequences a step, seconds a step, peak in FLOP/s (default: A100)."""
+        return self.flops_per_token() * self.config.block_size * fwdbwd_per_iter / dt / peak_flops
+
+    @torch.no_grad()
+    def event_rates(self, idx):
+        """Share of hidden features that fire on idx (B, T), by layer: a tensor (L,), or None without a gate."""
+        if self.config.mlp != "bio" or self.config.bio_gate == "none":
+            return None
+        rates, training = [], self.training
+        hooks = [
+            block.mlp.register_forward_pre_hook(lambda mlp, args: rates.append(mlp.event_rate(args[0])))
+            for block in self.transformer.h
+        ]
+        self.eval()
+        try:
+            self.hidden(idx)
+        finally:
+            self.train(training)
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(rates)
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer_type="adamw"):
+        """An optimizer that decays matrices and embeddings only: no bias, norm, ω, φ, b, g or o."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        if optimizer_type == "adafactor":  # Shazeer and Stern, 2018: a row and a column for each matrix's two moments
+            return torch.optim.Adafactor(groups, lr=learning_rate)
+        if optimizer_type != "adamw":
+            raise ValueError(f"optimizer_type={optimizer_type!r} is unknown: choose one of {', '.join(OPTIMIZERS)}")
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu", "mps"))
+
+    def crop_block_size(self, block_size):
+        """Shorten the context, e.g. of GPT-2's 1,024 tokens, to save memory."""
+        if not 1 <= block_size <= self.config.block_size:
+            raise ValueError(f"block_size={block_size} must lie in 1..{self.config.block_size}, the model's own")
+        self.config.block_size = block_size
+        if self.config.position == "learned":
+            self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size])
+            self.transformer.wpe.num_embeddings = block_size
+        elif self.config.position == "rope":
+            self.rope_cos, self.rope_sin = self.rope_cos[:block_size], self.rope_sin[:block_size]
+
+    @classmethod
+    def from_pretrained(cls, model_type, override_args=None):
+        """
+        GPT-2's weights through Hugging Face transformers: 'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl', or a folder.
+
+        override_args: may hold 'dropout'. Raises ImportError without transformers, OSError where nothing is found.
+        """
+        from transformers import GPT2LMHeadModel
+
+        theirs = GPT2LMHeadModel.from_pretrained(model_type)
+        names = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+        if theirs.config.activation_function not in names:
+            raise ValueError(f"{model_type}: activation_function={theirs.config.activation_function!r} has no mlp here")
+        if set(override_args or {}) - {"dropout"}:
+            raise ValueError(f"only dropout can be overridden, not {', '.join(set(override_args) - {'dropout'})}")
+        config = GPTConfig(
+            block_size=theirs.config.n_positions,
+            vocab_size=theirs.config.vocab_size,
+            n_layer=theirs.config.n_layer,
+            n_head=theirs.config.n_head,
+            n_embd=theirs.config.n_embd,
+            mlp=names[theirs.config.activation_function],
+            **(override_args or {}),
+        )
+        model = cls(config, seed=0)
+        state = {k: v for k, v in theirs.state_dict().items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
+        for name, weight in state.items():
+            if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+                state[name] = weight.t()  # OpenAI's Conv1D stores (in, out), Linear (out, in)
+        model.load_state_dict(state)
+        return model
+
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
+        """idx: (B, T) -> (B, T + max_new_tokens): the prompt and what `stream` made of it, with its options."""
+        return torch.cat([idx, *self.stream(idx, max_new_tokens, temperature, top_k, **options)], dim=1)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        idx,
+        max_new_tokens,
+        temperature=1.0,
+        top_k=None,
+        top_p=None,
+        repetition_penalty=1.0,
+        use_cache=True,
+        generator=None,
+    ):
+        """
+        Continue idx (B, T), yielding (B, 1) ids one step at a time.
+
+        temperature 0 is greedy. top_k keeps the k likeliest ids, top_p the fewest that hold that much probability
+        (Holtzman et al., 2020). repetition_penalty > 1 makes ids seen so far less likely (Keskar et al., 2019).
+        When the context is full, its oldest half is dropped and the rest read again, with the cache and without.
+        """
+        if idx.dim() != 2 or idx.size(1) < 1:
+            raise ValueError(f"expected a prompt of shape (B, T) with T >= 1, got {tuple(idx.shape)}")
+        if temperature < 0 or repetition_penalty <= 0 or (top_k is not None and top_k < 1):
+            raise ValueError("temperature must be at least 0, repetition_penalty above 0, top_k at least 1")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p={top_p} must lie in (0, 1]")
+        B, T = idx.shape
+        size = self.config.block_size
+        text = torch.cat([idx, idx.new_zeros(B, max_new_tokens)], dim=1)  # all tokens, the new ones filled in
+        start, cache, training = max(0, T - size), None, self.training
+        self.eval()
+        try:
+            for end in range(T, T + max_new_tokens):
+                if end - start > size:
+                    start += (size + 1) // 2
+                    cache = None
+                if cache is None:
+                    cache = KVCache(self.config, B, idx.device, self._cache_dtype()) if use_cache else None
+                    x = self.hidden(text[:, start:end], cache)
+                else:
+                    x = self.hidden(text[:, end - 1 : end], cache)
+                logits = self.lm_head(x[:, -1, :]).float()  # (B, V)
+                if repetition_penalty != 1.0:
+                    score = logits.gather(1, text[:, :end])
+                    weaker = torch.where(score < 0, score * repetition_penalty, score / repetition_penalty)
+                    logits = logits.scatter(1, text[:, :end], weaker)
+                logits = logits[:, : self.sampled_vocab]
+                text[:, end : end + 1] = pick(logits, temperature, top_k, top_p, generator)
+                yield text[:, end : end + 1]
+        finally:
+            self.train(training)
+
+    def _cache_dtype(self):
+        device = self.lm_head.weight.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.lm_head.weight.dtype
+
+
+def pick(logits, temperature, top_k, top_p, generator):
+    """logits: (B, V) -> ids (B, 1), drawn as `GPT.stream` describes."""
+    if temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.size(-1):
+        least = logits.topk(top_k).values[:, [-1]]
+        logits = logits.masked_fill(logits < least, -math.inf)
+    if top_p is not None and top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        share = ordered.softmax(dim=-1)
+        before = share.cumsum(dim=-1) - share  # probability ahead of each id; the first is always kept
+        logits = logits.scatter(1, order, ordered.masked_fill(before >= top_p, -math.inf))
+    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
+
+
+def model_args(config):
+    """What a checkpoint keeps of a GPTConfig (or of a subclass): plain values, historic spellings resolved."""
+    keys = GPTConfig.__dataclass_fields__
+    return {k: v for k, v in asdict(config).items() if k in keys and k not in (*GPTConfig.HISTORIC, "bio_compartments")}

@@ -1,0 +1,152 @@
+"""
+Generate text from a checkpoint, which is all that it takes: the tokenizer is in it.
+
+    python sample_bio.py --out_dir=out/quickstart --start="ROMEO:"
+    python sample_bio.py --out_dir=path/to/ckpt.pt --start=FILE:prompt.txt --temperature=0
+    python sample_bio.py --init_from=gpt2 --start="The meaning of life is"
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import checkpoint
+import configurator
+from configurator import UserError
+from dataset import read_meta
+from device import autocast, describe, pick_compile, pick_device, pick_dtype
+from model_bio import GPT
+from tokenizer import GPT2Tokenizer, from_identity, stream
+
+
+@dataclass
+class SampleConfig:
+    """nanoGPT's keys, and top_p and repetition_penalty. Raises ValueError for impossible values."""
+
+    # model
+    init_from: str = "resume"  # resume: the checkpoint in out_dir; gpt2, gpt2-medium, ...: OpenAI's weights
+    out_dir: str = "out"  # a run's folder (best.pt, else ckpt.pt), or a checkpoint file
+    data_dir: str = "data"  # where a nanoGPT checkpoint's meta.pkl is looked for
+
+    # text
+    start: str = "\n"  # the prompt, or FILE:path to read it from a file
+    num_samples: int = 10  # samples to draw
+    max_new_tokens: int = 500  # tokens of each
+
+    # drawing
+    temperature: float = 0.8  # 0 = the likeliest token always; 1 = the model's own distribution
+    top_k: int | None = 200  # draw from the k likeliest; None = from all
+    top_p: float | None = None  # draw from the fewest that hold this much probability
+    repetition_penalty: float = 1.0  # above 1: tokens that were seen become less likely
+    seed: int = 1337  # of the draws
+
+    # machine
+    device: str = "auto"  # auto (cuda > mps > cpu), cpu, cuda, cuda:1, mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the card has it
+    compile: bool | Literal["auto"] = False  # torch.compile: worth its wait only for many tokens
+
+    def __post_init__(self):
+        for key, low in (("num_samples", 1), ("max_new_tokens", 1), ("temperature", 0), ("seed", 0)):
+            if not low <= getattr(self, key) < float("inf"):
+                raise ValueError(f"{key}={getattr(self, key)} must be at least {low}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k} must be at least 1, or None")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must lie above 0 and up to 1")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0 (1 = none)")
+
+
+def load(config, device):
+    """-> (model, tokenizer); prints where they come from."""
+    if config.init_from != "resume":
+        try:
+            model = GPT.from_pretrained(config.init_from).to(device).eval()
+        except ImportError:
+            raise UserError(f"init_from={config.init_from} needs a library: pip install transformers") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"init_from={config.init_from}: {' '.join(str(error).split())[:300]}") from None
+        return model, GPT2Tokenizer()
+    model, meta = checkpoint.load_model(config.out_dir, device)
+    print(f"from      {meta['path']} ({meta['origin']}, step {meta['iter_num']}, val loss {meta['best_val_loss']:.4f})")
+    if meta["tokenizer"]:
+        return model, from_identity(meta["tokenizer"])
+    name = str(meta["config"].get("dataset", ""))  # nanoGPT's files name their dataset, whose folder has the tokenizer
+    if name and (known := read_meta(Path(config.data_dir, name))):
+        return model, from_identity(known["tokenizer"])
+    if model.config.vocab_size >= GPT2Tokenizer.vocab_size:
+        return model, GPT2Tokenizer()
+    raise UserError(
+        f"{meta['path']} holds no tokenizer: put nanoGPT's meta.pkl of its {model.config.vocab_size} characters "
+        f"into {Path(config.data_dir, name or 'NAME')}"
+    )
+
+
+def read_prompt(start):
+    if not start.startswith("FILE:"):
+        return start
+    try:
+        return Path(start[5:]).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the prompt {start[5:]}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def sample(config):
+    """Print num_samples continuations of the prompt as they come, then what they cost and how many neurons fired."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    compiled, how = pick_compile(config.compile, device)
+    model, tokenizer = load(config, device)
+    text = read_prompt(config.start)
+    ids = tokenizer.encode(text, special=True)
+    if not ids:
+        raise UserError("the prompt is empty: give --start at least one character")
+    if max(ids) >= model.config.vocab_size:
+        raise UserError(f"token id {max(ids)} is past the model's vocabulary of {model.config.vocab_size}")
+    model.sampled_vocab = min(model.sampled_vocab, tokenizer.vocab_size)
+    print(f"model     {model.describe()}, context {model.config.block_size}")
+    print(f"device    {describe(device, dtype, how)}")
+    if compiled:
+        model.hidden = torch.compile(model.hidden, dynamic=True)
+    prompt = torch.tensor([ids], device=device)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    start, rates = time.perf_counter(), None
+    for _ in range(config.num_samples):
+        print("-" * 80)
+        print(text, end="", flush=True)
+        push, new = stream(tokenizer), []
+        with autocast(device, dtype):
+            for token in model.stream(
+                prompt,
+                config.max_new_tokens,
+                config.temperature,
+                config.top_k,
+                top_p=config.top_p,
+                repetition_penalty=config.repetition_penalty,
+                generator=generator,
+            ):
+                new.append(token.item())
+                print(push(new[-1]), end="", flush=True)
+            print(push())
+            rates = model.event_rates(torch.tensor([(ids + new)[-model.config.block_size :]], device=device))
+    print("-" * 80)
+    seconds = time.perf_counter() - start
+    print(f"speed     {config.num_samples * config.max_new_tokens / seconds:.0f} tokens/s")
+    if rates is not None:
+        layers = ", ".join(f"{100 * rate:.0f}" for rate in rates.tolist())
+        print(
+            f"events    {100 * rates.mean():.0f} % of hidden features fired on the last sample (by layer: {layers} %)"
+        )
+
+
+@configurator.script
+def main(argv=None):
+    sample(configurator.load(SampleConfig, sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What the tests share: a tiny corpus, and settings for a tiny model that trains on it in a second."""
+
+import os
+import random
+
+import pytest
+import torch
+
+import configurator
+import prepare_data
+from train import TrainConfig
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
+torch.set_num_threads(1)  # tiny models gain nothing from a second thread, and wait for it where the machine is busy
+
+TINY = {
+    "dataset": "tiny",
+    "block_size": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 16,
+    "batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_iters": 6,
+    "warmup_iters": 2,
+    "eval_interval": 3,
+    "eval_iters": 2,
+    "learning_rate": 1e-2,
+    "device": "cpu",
+    "compile": False,
+}
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A data_dir with the dataset 'tiny': some 6,000 characters of made-up words, the same in each session."""
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 5))) for _ in range(40)]
+    (folder / "tiny.txt").write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(200)))
+    prepare_data.prepare(str(folder / "tiny.txt"), data_dir=str(folder / "data"))
+    return folder / "data"
+
+
+@pytest.fixture
+def tiny(corpus, tmp_path):
+    """tiny(key=value, ...) -> a TrainConfig of the tiny model, its run in a folder of its own."""
+
+    def make(**changes):
+        return TrainConfig(**TINY | {"data_dir": str(corpus), "out_dir": str(tmp_path / "out")} | changes)
+
+    return make
+
+
+@pytest.fixture
+def arguments(corpus, tmp_path):
+    """arguments(config_file, key=value, ...) -> a TrainConfig from a config file cut down to the tiny model."""
+
+    def make(*files, **changes):
+        values = TINY | {"data_dir": str(corpus), "out_dir": str(tmp_path / "out")} | changes
+        return configurator.load(TrainConfig, [*map(str, files), *(f"--{k}={v}" for k, v in values.items())])
+
+    return make

@@ -1,0 +1,183 @@
+"""Files on disk: whole or absent, checked when read, and nothing in them is run."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+from configurator import UserError
+from model_bio import GPT, GPTConfig, model_args
+from train import train
+
+
+def save(path, model, **more):
+    checkpoint.save(path, {"model": model.state_dict(), "model_args": model_args(model.config)} | more)
+    return path
+
+
+def small(**changes):
+    return GPT(
+        GPTConfig(**{"block_size": 8, "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 8} | changes), seed=1
+    ).eval()
+
+
+def logits(model):
+    x = torch.arange(8)[None]
+    return model(x, x)[0]
+
+
+def test_atomic_write_leaves_the_old_file_where_writing_fails(tmp_path):
+    path = tmp_path / "a" / "file"
+    with checkpoint.atomic_write(path) as file:
+        file.write(b"old")
+    with pytest.raises(RuntimeError), checkpoint.atomic_write(path) as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_a_saved_model_comes_back(tmp_path):
+    model = small(mlp="bio")
+    save(tmp_path / "best.pt", model, tokenizer={"kind": "byte", "vocab_size": 256}, iter_num=3, best_val_loss=1.5)
+    for path in (tmp_path, tmp_path / "best.pt", str(tmp_path)):
+        loaded, meta = checkpoint.load_model(path)
+        assert torch.equal(logits(loaded), logits(model)) and not loaded.training
+        assert (meta["origin"], meta["iter_num"], meta["best_val_loss"]) == ("WiggleGPT", 3, 1.5)
+
+
+def test_a_folder_opens_its_best_then_its_last(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoint.find(tmp_path)
+    for name in ("ckpt.prev.pt", "ckpt.pt", "best.pt"):
+        (tmp_path / name).touch()
+        assert checkpoint.find(tmp_path).name == name
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip"])
+def test_damage_is_always_detected_and_the_previous_checkpoint_used(tiny, damage, capsys):
+    config = tiny()
+    whole = train(config)
+    path = Path(whole.out_dir) / "ckpt.pt"
+    intact, draw = path.read_bytes(), random.Random(1)
+    found = []
+    for _ in range(20 if damage == "truncate" else 40):
+        content = bytearray(intact)
+        if damage == "truncate":
+            del content[draw.randrange(len(content)) :]
+        else:
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        try:
+            checkpoint.read(path)
+        except UserError as error:
+            found.append(str(error))
+        restored, source = checkpoint.read_last(whole.out_dir)
+        assert (source.name, restored["iter_num"]) in (("ckpt.prev.pt", 3), ("ckpt.pt", 6))
+    # a flipped bit may lie in a header field or in padding that no checksum covers and nobody reads
+    assert len(found) >= (20 if damage == "truncate" else 30)
+    assert all(
+        ("truncated" in sentence or "damaged" in sentence or "not a checkpoint" in sentence) for sentence in found
+    )
+    assert "going on from" in capsys.readouterr().out
+
+
+class Runs:
+    """A pickle that would create a file when it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.marker),))
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    model = small()
+    torch.save({"model": model.state_dict(), "model_args": Runs(tmp_path / "ran")}, tmp_path / "ckpt.pt")
+    for call in (checkpoint.load_model, checkpoint.read_last):
+        with pytest.raises(UserError, match="holds more than tensors and plain values, and was not run"):
+            call(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "ckpt.pt", weights_only=False)
+    assert (tmp_path / "ran").exists()  # it was hostile indeed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "truncated or no checkpoint"),
+        (b"hello world", "truncated or no checkpoint"),
+        ({"weights": 3}, "not a checkpoint of a GPT"),
+        ([1, 2], "not a checkpoint of a GPT"),
+        ({"model": {}, "model_args": {"n_head": 5}}, "does not fit a model here: n_head=5"),
+        ({"model": {"x": torch.ones(2)}, "model_args": {"n_layer": 1, "n_embd": 12}}, "does not fit a model here"),
+    ],
+)
+def test_what_is_no_checkpoint_is_one_sentence(tmp_path, content, message):
+    path = tmp_path / "ckpt.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(UserError) as error:
+        checkpoint.load_model(path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint.load_model(tmp_path / "other.pt")
+
+
+# --- foreign checkpoints, built here under the names that exist in the wild ---
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_nanogpts_checkpoint(tmp_path, bias, prefix):
+    model = small(bias=bias)
+    args = {
+        k: getattr(model.config, k)
+        for k in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+    }
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    extra = {"optimizer": {}, "iter_num": 4, "best_val_loss": torch.tensor(2.5), "config": {"dataset": "x"}}
+    torch.save({"model": state, "model_args": args} | extra, tmp_path / "ckpt.pt")
+    loaded, meta = checkpoint.load_model(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    assert (meta["origin"], meta["best_val_loss"], loaded.config.mlp) == ("nanoGPT", 2.5, "gelu")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_wigglegpt_2s_checkpoint(tmp_path, bias):
+    model = small(mlp="bio", bio_gate="dense", bias=bias, bio_threshold=0.4)
+    args = {
+        k: getattr(model.config, k)
+        for k in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias", "bio_threshold")
+    }
+    torch.save(
+        {"model": model.state_dict(), "model_args": args | {"use_bio_mlp": True, "bio_compartments": 4}},
+        tmp_path / "ckpt.pt",
+    )
+    loaded, meta = checkpoint.load_model(tmp_path)
+    assert torch.equal(logits(loaded), logits(model)) and meta["origin"] == "WiggleGPT 2"
+
+
+@pytest.mark.parametrize(("rope", "rmsnorm"), [(True, True), (False, False), (True, False)])
+def test_wigglegpt_3s_checkpoint_and_its_rope_that_did_nothing(tmp_path, rope, rmsnorm):
+    model = small(mlp="bio", bio_gate="none", position="none" if rope else "learned", use_rmsnorm=rmsnorm, bias=False)
+    args = {
+        k: getattr(model.config, k)
+        for k in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias", "use_rmsnorm")
+    }
+    state = {name.replace(".oscillating.", ".activation."): tensor for name, tensor in model.state_dict().items()}
+    torch.save({"model": state, "model_args": args | {"use_bio_mlp": True, "use_rope": rope}}, tmp_path / "ckpt.pt")
+    loaded, meta = checkpoint.load_model(tmp_path)
+    assert torch.equal(logits(loaded), logits(model)) and meta["origin"] == "WiggleGPT 3"
+
+
+def test_wigglegpt_1s_dendritic_checkpoint_is_refused_with_the_reason(tmp_path):
+    state = small().state_dict() | {"transformer.h.0.mlp.dendritic.weight": torch.ones(2)}
+    torch.save({"model": state, "model_args": {}}, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="its dendritic compartments were removed"):
+        checkpoint.load_model(tmp_path)

