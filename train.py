@@ -269,7 +269,6 @@ def train(config, neuron=None):
         checkpoint.save_last(out_dir, weights | state | {"seconds": seconds, "metrics_bytes": metrics.sync()})
 
     # --- the loop ---
-    micro_batches = config.micro_batches // world  # of this process
     tokens_per_step = config.sequences_per_step * config.block_size
     peak = peak_flops(device)
     found, timed_steps, timed_seconds = None, 0, 0.0
@@ -280,25 +279,7 @@ def train(config, neuron=None):
         clock, clock_step, first = time.perf_counter(), step, step
         while step < config.max_iters and not config.eval_only:
             lr = config.learning_rate_at(step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            loss_sum = torch.zeros((), device=device)
-            for micro in range(micro_batches):
-                number = rank * micro_batches + micro  # of this micro-batch within the step
-                x, y = data.batch(step * config.sequences_per_step + number * config.batch_size, config.batch_size)
-                x, y = send(x, device), send(y, device)  # (B, T) each
-                torch.manual_seed(stable_seed(config.seed, "dropout", step, micro, rank))
-                if world > 1:
-                    model.require_backward_grad_sync = micro == micro_batches - 1  # once a step is enough
-                with autocast(device, dtype):
-                    loss = model(x, y)[1] / micro_batches
-                scaler.scale(loss).backward()
-                loss_sum += loss.detach()
-            scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(raw.parameters(), config.grad_clip or math.inf)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            loss_sum, norm = train_step(model, optimizer, scaler, data, config, step, lr, device, dtype)
             step += 1
             bar.update()
 
@@ -307,7 +288,7 @@ def train(config, neuron=None):
             logging = evaluating or step % config.log_interval == 0
             progress = {"step": step, "tokens": step * tokens_per_step, "lr": lr}
             if logging:  # nothing but this and an evaluation waits for the device
-                rates = raw.event_rates(x[:1])
+                rates = raw.event_rates(data.batch(step, 1)[0].to(device))
                 loss = mean_over_processes(loss_sum).item()
                 spent = time.perf_counter() - clock
                 seconds += spent
@@ -368,6 +349,32 @@ def train(config, neuron=None):
         out_dir=config.out_dir,
         interrupted=interrupted,
     )
+
+
+def train_step(model, optimizer, scaler, data, config, step, lr, device, dtype):
+    """One step, without waiting for the device -> (mean loss of this process's micro-batches, gradient norm)."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    micro_batches = config.micro_batches // world  # of this process
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    loss_sum = torch.zeros((), device=device)
+    for micro in range(micro_batches):
+        number = rank * micro_batches + micro  # of this micro-batch within the step
+        x, y = data.batch(step * config.sequences_per_step + number * config.batch_size, config.batch_size)
+        x, y = send(x, device), send(y, device)  # (B, T) each
+        torch.manual_seed(stable_seed(config.seed, "dropout", step, micro, rank))
+        if world > 1:
+            model.require_backward_grad_sync = micro == micro_batches - 1  # once a step is enough
+        with autocast(device, dtype):
+            loss = model(x, y)[1] / micro_batches
+        scaler.scale(loss).backward()
+        loss_sum += loss.detach()
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return loss_sum, norm
 
 
 @torch.no_grad()
