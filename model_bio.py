@@ -26,6 +26,7 @@ ACTIVATIONS = {
     "relu": lambda features: nn.ReLU(),
     "silu": lambda features: nn.SiLU(),
 }
+LARGE_LOGITS = 2**25  # numbers in a batch's logits from which training takes its loss in chunks: 128 MiB in float32
 MLPS = (*ACTIVATIONS, "bio")
 
 OPTIMIZERS = ("adamw", "adafactor")
@@ -201,6 +202,41 @@ def rotate(x, cos, sin):
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
 
 
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """
+    mean cross_entropy(x @ weight.T, targets), a target of -1 ignored, without ever holding all the logits.
+
+    x: (N, C), weight: (V, C), targets: (N,) -> loss in float32. A chunk's gradients are taken as soon as its logits
+    are there, as in Hsu et al., 2024 (Liger Kernel), so nothing is computed twice. They are divided by the number of
+    targets last: in float16 they would vanish.
+    """
+
+    CHUNK = 1024  # rows whose logits exist at once
+
+    @staticmethod
+    def forward(ctx, x, weight, targets):
+        grad_x = torch.empty_like(x)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        total = torch.zeros((), device=x.device)
+        for rows, wanted, grad in zip(*(t.split(ChunkedCrossEntropy.CHUNK) for t in (x, targets, grad_x)), strict=True):
+            logits = (rows @ weight.T).float()  # (n, V)
+            total += F.cross_entropy(logits, wanted, ignore_index=-1, reduction="sum")
+            kept = (wanted != -1).unsqueeze(1)
+            slope = logits.softmax(dim=-1).scatter_add_(1, wanted.clamp(min=0).unsqueeze(1), -kept.float())
+            slope = (slope * kept).to(x.dtype)  # of the summed loss by the logits
+            torch.mm(slope, weight, out=grad)
+            grad_weight += slope.T @ rows
+        count = (targets != -1).sum()
+        ctx.save_for_backward(grad_x, grad_weight, count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_x, grad_weight, count = ctx.saved_tensors
+        scale = grad / count
+        return grad_x * scale, grad_weight * scale, None
+
+
 class KVCache:
     """Keys and values of the tokens seen so far, in buffers allocated once: (L, B, H, block_size, D) each."""
 
@@ -352,11 +388,17 @@ class GPT(nn.Module):
         """
         idx, targets: (B, T) int64; a target of -1 is ignored.
 
-        Without targets: (logits of the last position (B, 1, V), None). With targets: (logits (B, T, V), mean loss).
+        Without targets: (logits of the last position (B, 1, V), None). With targets: (logits (B, T, V), mean loss),
+        and in training (None, mean loss) where the logits would be large.
         """
         x = self.hidden(idx)
         if targets is None:
             return self.lm_head(x[:, [-1], :]), None
+        if self.training and idx.numel() * self.config.vocab_size > LARGE_LOGITS:
+            weight = self.lm_head.weight
+            if torch.is_autocast_enabled(x.device.type):
+                x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
+            return None, ChunkedCrossEntropy.apply(x.flatten(0, 1), weight, targets.flatten())
         logits = self.lm_head(x)
         return logits, F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1), ignore_index=-1)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import model_bio
 from model_bio import ACTIVATIONS, GPT, BioMLP, GPTConfig, OscillatingNeuron, SparseEventGate, model_args
 
 
@@ -213,6 +214,28 @@ def test_gradient_checkpointing_changes_nothing():
         gradients.append([p.grad for p in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_in_chunks_is_the_plain_one(monkeypatch, dtype):
+    x = ids(3, 16)
+    targets = x.roll(-1, 1)
+    targets[0, 5:9] = -1
+    found = []
+    for limit in (2**25, 0):
+        monkeypatch.setattr(model_bio, "LARGE_LOGITS", limit)
+        monkeypatch.setattr(model_bio.ChunkedCrossEntropy, "CHUNK", 7)
+        model = loud(GPT(small(mlp="bio"))).train()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            logits, loss = model(x, targets)
+        assert (logits is None) == (limit == 0) and loss.dtype == torch.float32
+        (3 * loss).backward()
+        found.append((loss, [p.grad for p in model.parameters()]))
+        assert model.eval()(x, targets)[0].shape == (3, 16, 31)
+    close = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+    torch.testing.assert_close(*(loss for loss, _ in found), **close)
+    for a, b in zip(*(gradients for _, gradients in found), strict=True):
+        torch.testing.assert_close(a, b, **close)
 
 
 def test_too_long_a_context_is_an_error_with_both_lengths():
