@@ -9,6 +9,7 @@ LayerNorm, nn.GELU, SDPA, batches assembled row by row, AdamW not fused, eager. 
 with half the interquartile range behind them.
 """
 
+import functools
 import json
 import statistics
 import subprocess
@@ -191,30 +192,29 @@ def random_corpus(folder, vocab_size):
 def bench_train(config, device, dtype, compiled, limits):
     for shape in SHAPES.get(device.type, SHAPES["cpu"]):
         print(f"\ntraining, {' '.join(f'{k}={v}' for k, v in shape.items())}")
-        print(
-            f"  {'variant':<14}{'ms a step':>16}{'tokens/s':>12}{'to gelu':>9}{'GFLOP/s':>9}{'of ceiling':>11}{'MFU':>7}"
-        )
+        print("  variant             ms a step    tokens/s   time to gelu's   GFLOP/s   of ceiling     MFU")
         tokens = shape["batch_size"] * shape["block_size"]
         with tempfile.TemporaryDirectory() as name:
             random_corpus(Path(name), shape["vocab_size"])
-            steps = {v: make_stepper(v, shape, Path(name), device, dtype, compiled) for v in VARIANTS}
-            number = iter(range(10**9))
-            rounds = alternate(
-                {v: lambda s=s: [s(next(number)) for _ in range(config.steps)] for v, s in steps.items()},
-                config.repeats,
-                device,
-            )
-        control = statistics.median(rounds["gelu"])
+            steppers = {v: make_stepper(v, shape, Path(name), device, dtype, compiled) for v in VARIANTS}
+            actions = {v: functools.partial(several, step, config.steps) for v, step in steppers.items()}
+            rounds = alternate(actions, config.repeats, device)
         for variant, seconds in rounds.items():
             middle, half = spread([1000 * s / config.steps for s in seconds])
+            ratio = statistics.median(s / g for s, g in zip(seconds, rounds["gelu"], strict=True))
+            c = TrainConfig(**shape | VARIANTS[variant])
             with torch.device("meta"):
-                c = TrainConfig(**shape | VARIANTS[variant])
                 flops = GPT(c.gpt_config(c.vocab_size)).flops_per_token() * tokens / middle * 1000
             mfu = f"{100 * flops / peak_flops(device):.1f} %" if peak_flops(device) else "-"
             print(
-                f"  {variant:<14}{middle:>9.2f} +- {half:<4.2f}{1000 * tokens / middle:>11,.0f}"
-                f"{statistics.median(seconds) / control:>9.3f}{flops / 1e9:>9.1f}{100 * flops / limits[1]:>10.0f}%{mfu:>7}"
+                f"  {variant:<12}{middle:>10.2f} +- {half:<5.2f}{1000 * tokens / middle:>10,.0f}{ratio:>16.3f}x"
+                f"{flops / 1e9:>10.1f}{100 * flops / limits[1]:>11.0f} %{mfu:>9}"
             )
+
+
+def several(step, count):
+    for number in range(count):
+        step(number)
 
 
 def bench_memory(config, device, dtype, compiled):

@@ -19,6 +19,8 @@ import torch.nn as nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from kernels.oscillation import oscillate, oscillate_gated
+
 # What may stand between c_fc and c_proj: number of features -> module that maps (..., features) to (..., features).
 ACTIVATIONS = {
     "gelu": lambda features: nn.GELU(),  # nanoGPT's, the erf form
@@ -102,9 +104,7 @@ class OscillatingNeuron(nn.Module):
         self.baseline = nn.Parameter(torch.zeros(features))
 
     def forward(self, x):
-        wide = x.float()
-        y = torch.sin(self.omega * wide + self.phi) * torch.tanh(wide) + self.baseline
-        return y.to(x.dtype)
+        return oscillate(x, self.omega, self.phi, self.baseline)
 
 
 class SparseEventGate(nn.Module):
@@ -164,9 +164,14 @@ class BioMLP(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        x = self.oscillating(self.c_fc(x))  # (B, T, F)
-        if self.sparse_gate is not None:
-            x = self.sparse_gate(x)
+        x, gate = self.c_fc(x), self.sparse_gate  # (B, T, F)
+        if gate is None or gate.dense:
+            x = self.oscillating(x)
+            x = x if gate is None else gate(x)
+        else:  # both oscillations and the gate in one operation, which saves x alone
+            first = (self.oscillating.omega, self.oscillating.phi, self.oscillating.baseline)
+            second = (gate.activation.omega, gate.activation.phi, gate.activation.baseline)
+            x = oscillate_gated(x, *first, gate.gain, gate.offset, gate.threshold, *second)
         return self.dropout(self.c_proj(x))  # (B, T, C)
 
     def event_rate(self, x):

@@ -30,6 +30,7 @@ import prepare_data
 from configurator import UserError
 from dataset import Dataset
 from device import autocast, describe, peak_flops, pick_compile, pick_device, pick_dtype, send
+from kernels.oscillation import backend
 from model_bio import GPT, GPTConfig, model_args, stable_seed
 from tokenizer import from_identity, stream
 
@@ -202,8 +203,8 @@ def train(config, neuron=None):
     if master:
         prepare_missing(config, say)
     if own_group := world > 1 and not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend if config.backend == "auto" else config.backend)
+        usual = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(usual if config.backend == "auto" else config.backend)
         dist.barrier()  # the first process may be preparing data
     data = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
     if resumed:
@@ -215,7 +216,8 @@ def train(config, neuron=None):
         model = GPT(config.gpt_config(config.vocab_size or data.model_vocab), neuron, config.seed)
     data.check_ids(model.config.vocab_size)
     model.sampled_vocab = min(model.sampled_vocab, data.tokenizer["vocab_size"])
-    announce(config, model, data, describe(device, dtype, how), say)
+    neurons = f", oscillation by {backend(device)}" if config.mlp == "bio" else ""
+    announce(config, model, data, describe(device, dtype, how) + neurons, say)
     if master and config.mlp != "gelu" and not config.eval_only and (resumed or config.init_from == "scratch"):
         blowup.alarm(model.config, config.max_blowup, bool(resumed), device, dtype, neuron, say)
 

@@ -81,6 +81,15 @@ def test_gate_is_its_equation(dense):
     torch.testing.assert_close(gate(x), expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("gate", ["none", "feature", "dense"])
+def test_bio_mlp_is_its_parts_in_order(gate):
+    mlp = BioMLP(small(bio_gate=gate))
+    x = torch.randn(3, 5, 16)
+    expected = mlp.oscillating(mlp.c_fc(x))
+    expected = expected if gate == "none" else mlp.sparse_gate(expected)
+    torch.testing.assert_close(mlp(x), mlp.c_proj(expected), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("width", [64, 384])
 def test_feature_gate_starts_selective(width):
     model = GPT(small(mlp="bio", n_embd=width, n_layer=1), seed=0)
@@ -91,10 +100,15 @@ def test_feature_gate_starts_selective(width):
 def test_event_rates_are_the_share_above_the_threshold():
     model = loud(GPT(small(mlp="bio", dropout=0.5))).train()
     x, seen = ids(3, 16), []
-    gates = [block.mlp.sparse_gate for block in model.transformer.h]
     hooks = [
-        gate.register_forward_hook(lambda g, i, o: seen.append((g.voltage(i[0]) > 0.25).float().mean()))
-        for gate in gates
+        block.mlp.register_forward_hook(
+            lambda m, i, o: seen.append(
+                (torch.sigmoid(m.sparse_gate.gain * m.oscillating(m.c_fc(i[0])) + m.sparse_gate.offset) > 0.25)
+                .float()
+                .mean()
+            )
+        )
+        for block in model.transformer.h
     ]
     model.eval().hidden(x)
     for hook in hooks:

@@ -1,0 +1,123 @@
+// The oscillating neuron and its event gate on the CPU, forward and backward, in float32. Equations: oscillation.py.
+//
+// Short plain loops over tiles of features, which the compiler turns into SIMD code. They stay vectorised because they
+// round by adding a magic number, clamp with conditionals and call no library; long chains of dependent operations are
+// cut into two loops, which a processor overlaps better. No -ffast-math: NaN and infinity must come through.
+// Absolute errors: tanh 4e-7; sine and cosine 2e-7, whatever the phase (past FAR the C library computes them).
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define TILE 128          // features a tile: its temporaries stay in the first-level cache
+#define FAR 30000.0f      // a larger phase would lose digits when its multiple of pi is taken off
+#define ROUND 12582912.0f // 1.5 * 2^23: adding it rounds to an integer, which the sum holds in its low bits
+#define INLINE static inline __attribute__((always_inline))
+#define IN const float *restrict
+#define OUT float *restrict
+#define EACH for (int k = 0; k < n; k++)
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF)
+#define FMA(a, b, c) __builtin_fmaf(a, b, c)
+#else
+#define FMA(a, b, c) ((a) * (b) + (c)) // without the instruction, fmaf would be a slow call for each element
+#endif
+
+INLINE int32_t bits(float a) { int32_t i; memcpy(&i, &a, 4); return i; }
+INLINE float from_bits(int32_t i) { float a; memcpy(&a, &i, 4); return a; }
+
+// x P(x^2) / Q(x^2), fitted for the least relative error (2e-8) on |x| <= 9, past which tanh rounds to 1.
+INLINE float tanh1(float x) {
+    x = x > 9 ? 9 : x;
+    x = x < -9 ? -9 : x;
+    float q = x * x;
+    float p = FMA(q, FMA(q, FMA(q, FMA(q, 1.33545941e-8f, 2.06090282e-5f), 3.49558458e-3f), 0.133810225f), 1);
+    float d = FMA(q, FMA(q, FMA(q, FMA(q, 7.77652915e-7f, 3.2856292e-4f), 2.58769684e-2f), 0.467143381f), 1);
+    return x * p / d;
+}
+INLINE float sigmoid(float a) { return FMA(0.5f, tanh1(0.5f * a), 0.5f); }
+
+// s, c, t = sin(w x + p), cos(w x + p), tanh(x); c may be NULL. The phase is rounded as torch rounds it and brought to
+// +-pi/2 by taking off pi in three parts (Cody and Waite); the polynomials were fitted there (errors 5e-9 and 5e-8).
+INLINE void parts(IN x, IN w, IN p, OUT s, OUT c, OUT t, int n) {
+    int32_t largest = 0;
+    EACH {
+        float a = w[k] * x[k] + p[k], turns = FMA(a, 0.318309886f, ROUND), m = turns - ROUND;
+        float r = FMA(m, -1.50995803e-7f, FMA(m, -9.67502594e-4f, FMA(m, -3.140625f, a))), q = r * r;
+        float ps = FMA(q, FMA(q, FMA(q, 2.5996688e-6f, -1.980644161e-4f), 8.333014903e-3f), -0.16666657f);
+        float pc = FMA(q, FMA(q, FMA(q, 2.319041657e-5f, -1.385576248e-3f), 4.166396926e-2f), -0.4999993161f);
+        int32_t flip = (int32_t)((uint32_t)bits(turns) << 31), size = bits(a) & 0x7fffffff;
+        largest = size > largest ? size : largest;
+        s[k] = from_bits(flip ^ bits(FMA(r * q, ps, r)));
+        if (c) c[k] = from_bits(flip ^ bits(FMA(q, pc, 1)));
+        t[k] = tanh1(x[k]);
+    }
+    if (largest > bits(FAR)) EACH {
+        float a = w[k] * x[k] + p[k];
+        if (fabsf(a) > FAR) s[k] = (float)sin(a);
+        if (fabsf(a) > FAR && c) c[k] = (float)cos(a);
+    }
+}
+
+// From the gradient g of s t + b: dx, and the running sums of the gradients of w, p and b.
+INLINE void pull(IN x, IN g, IN w, IN s, IN c, IN t, OUT dx, OUT dw, OUT dp, OUT db, int n) {
+    EACH {
+        float d = g[k] * c[k] * t[k];
+        dw[k] = FMA(d, x[k], dw[k]);
+        dp[k] += d;
+        db[k] += g[k];
+        dx[k] = FMA(w[k], d, g[k] * s[k] * FMA(-t[k], t[k], 1));
+    }
+}
+
+// u = s t + b, v = sigmoid(gain u + offset), e = sigmoid(5 (v - threshold)), z = u e
+INLINE void gate(IN s, IN t, IN b, IN gain, IN offset, float threshold, OUT u, OUT v, OUT e, OUT z, int n) {
+    EACH u[k] = FMA(s[k], t[k], b[k]), v[k] = sigmoid(FMA(gain[k], u[k], offset[k]));
+    EACH e[k] = sigmoid(5 * (v[k] - threshold)), z[k] = u[k] * e[k];
+}
+
+// From the gradient dz of z: du, and the running sums of the gradients of gain and offset.
+INLINE void gate_pull(IN dz, IN u, IN v, IN e, IN gain, OUT du, OUT dgain, OUT doffset, int n) {
+    EACH {
+        float d = 5 * dz[k] * u[k] * (e[k] * (1 - e[k])) * (v[k] * (1 - v[k]));
+        dgain[k] = FMA(d, u[k], dgain[k]);
+        doffset[k] += d;
+        du[k] = FMA(dz[k], e[k], d * gain[k]);
+    }
+}
+
+// x, y: (rows, f). w: nv vectors (f,): omega, phi, baseline and, for nv = 8, gain, offset, omega2, phi2, baseline2.
+// Without dw the forward pass. With it the backward pass for g, the gradient of y: y receives dx, and dw: (1 + blocks,
+// nv, f) the vectors' gradients in its first slice, the sum of the others. Each block of rows has a slice of its own, so
+// that neither the threads' number nor their order changes a bit.
+void oscillation(int64_t rows, int64_t f, int64_t blocks, int nv, int threads, float threshold, const float *x,
+                 const float *const *w, const float *g, float *y, float *dw) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
+    for (int64_t block = 0; block < blocks; block++) {
+        float s[TILE], c[TILE], t[TILE], u[TILE], v[TILE], e[TILE], z[TILE], dz[TILE], s2[TILE], c2[TILE], t2[TILE];
+        if (dw) memset(dw + (1 + block) * nv * f, 0, nv * f * sizeof(float));
+        for (int64_t j = 0; j < f; j += TILE)
+            for (int64_t i = rows * block / blocks; i < rows * (block + 1) / blocks; i++) {
+                int n = f - j < TILE ? f - j : TILE;
+                float *yi = y + i * f + j, *d = dw ? dw + (1 + block) * nv * f + j : NULL;
+                const float *xi = x + i * f + j, *gi = dw ? g + i * f + j : NULL, *sn = s, *tn = t;
+                parts(xi, w[0] + j, w[1] + j, s, dw ? c : NULL, t, n);
+                if (nv == 8) {
+                    gate(s, t, w[2] + j, w[3] + j, w[4] + j, threshold, u, v, e, z, n);
+                    parts(z, w[5] + j, w[6] + j, s2, dw ? c2 : NULL, t2, n);
+                    sn = s2, tn = t2;
+                }
+                if (dw && nv == 8) {
+                    pull(z, gi, w[5] + j, s2, c2, t2, dz, d + 5 * f, d + 6 * f, d + 7 * f, n);
+                    gate_pull(dz, u, v, e, w[3] + j, z, d + 3 * f, d + 4 * f, n);
+                    gi = z;
+                }
+                if (dw) pull(xi, gi, w[0] + j, s, c, t, yi, d, d + f, d + 2 * f, n);
+                else EACH yi[k] = FMA(sn[k], tn[k], w[nv - 1][j + k]);
+            }
+    }
+    for (int64_t j = 0; dw && j < nv * f; j += TILE) {
+        int n = nv * f - j < TILE ? nv * f - j : TILE;
+        double sum[TILE] = {0};
+        for (int64_t block = 1; block <= blocks; block++) EACH sum[k] += dw[block * nv * f + j + k];
+        EACH dw[j + k] = sum[k];
+    }
+}

@@ -1,0 +1,420 @@
+"""The oscillation's kernels: each path against the readable reference, and the build of the C kernel."""
+
+import ctypes
+import functools
+import math
+import multiprocessing
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import gelu
+
+from kernels import oscillation, oscillation_cpu
+from kernels.oscillation import oscillate, oscillate_gated, oscillate_gated_plain, oscillate_plain
+
+ROOT = Path(__file__).parent.parent
+THRESHOLD = 0.3
+FORMS = {"oscillate": (3, oscillate, oscillate_plain), "gated": (8, oscillate_gated, oscillate_gated_plain)}
+HAS_COMPILER = any(map(shutil.which, ("gcc", "cc", "clang")))
+
+
+@functools.cache
+def c_kernel():
+    return oscillation_cpu.load()[0]
+
+
+@pytest.fixture(params=["C", "plain", "triton"])
+def path(request, monkeypatch):
+    """Makes eager mode take this path for CPU tensors."""
+    if request.param == "C" and not HAS_COMPILER:
+        pytest.skip("no C compiler")
+    if request.param == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("test_triton_on_its_interpreter runs this one")
+    if request.param == "triton":
+        from kernels.oscillation_triton import run
+    else:
+        run = c_kernel() if request.param == "C" else oscillation._plain
+    assert run is not None
+    monkeypatch.setattr(oscillation, "_kernel", lambda device_type: (run, request.param))
+    return request.param
+
+
+def test_triton_on_its_interpreter():
+    """The tests of the Triton path, in a process of their own: Triton chooses its interpreter when it is imported."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", __file__, "-k", "triton and not interpreter", "-p", "no:cacheprovider"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and " passed" in result.stdout and "skipped" not in result.stdout, result.stdout
+
+
+def make(shape, form, dtype=torch.float32, seed=0, scale=2.0):
+    """x and the form's vectors, drawn so that every gradient matters."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = (1.0, 0.1, 0.2, 1.5, -0.3, 1.2, 0.4, -0.1)[: FORMS[form][0]]
+    x = (torch.randn(shape, generator=generator) * scale).to(dtype)
+    return x, [torch.randn(shape[-1], generator=generator) * 0.3 + centre for centre in centres]
+
+
+def call(function, x, vectors):
+    if len(vectors) == 3:
+        return function(x, *vectors)
+    return function(x, *vectors[:5], THRESHOLD, *vectors[5:])
+
+
+def run(function, x, vectors, grad=None):
+    """The output and the gradients of x and of each vector, for an upstream gradient that differs everywhere."""
+    x, vectors = x.detach().requires_grad_(), [v.detach().requires_grad_() for v in vectors]
+    y = call(function, x, vectors)
+    if grad is None:
+        grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad(y, (x, *vectors), grad)]
+
+
+def assert_close(got, expected, rows, rtol=4e-6):
+    """y and dx within rtol, and the vectors' gradients within the rounding of their sums over the rows."""
+    for n, (a, b) in enumerate(zip(got, expected, strict=True)):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        if n < 2:
+            torch.testing.assert_close(a, b, rtol=rtol, atol=4e-6, equal_nan=True)
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=4e-6 * max(1, rows) ** 0.5, equal_nan=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(1, 1), (70, 17), (3, 5, 130), (0, 4), (2, 0)], ids=str)
+def test_matches_the_reference(path, form, shape):
+    _, function, reference = FORMS[form]
+    x, vectors = make(shape, form)
+    got = run(function, x, vectors)
+    assert_close(got, run(reference, x, vectors), math.prod(shape[:-1]))
+    assert all(t.is_contiguous() for t in got)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype,ulp", [(torch.bfloat16, 2**-7), (torch.float16, 2**-10)], ids=["bf16", "f16"])
+def test_low_precision(path, form, dtype, ulp):
+    """y and dx are the float32 values rounded once; the vectors' gradients are as good as in float32."""
+    _, function, reference = FORMS[form]
+    x, vectors = make((40, 17), form, dtype)
+    assert_close(run(function, x, vectors), run(reference, x, vectors), 40, rtol=ulp)
+    assert call(function, x, vectors).dtype == dtype
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_strides(path, form):
+    """A transposed input and an expanded gradient, as sum().backward() gives."""
+    _, function, reference = FORMS[form]
+    x, vectors = make((17, 33), form)
+    x, vectors = x.t(), make((33, 17), form)[1]
+    assert_close(
+        run(function, x, vectors, torch.ones(()).expand(33, 17)), run(reference, x, vectors, torch.ones(33, 17)), 33
+    )
+    sparse = [torch.stack((v, -v), 1)[:, 0] for v in vectors]
+    assert not sparse[0].is_contiguous() and torch.equal(call(function, x, sparse), call(function, x, vectors))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_not_a_number_and_infinity(path, form):
+    _, function, reference = FORMS[form]
+    x, vectors = make((9, 20), form)
+    x[0, 0], x[1, 1], x[2, 2] = math.nan, math.inf, -math.inf
+    vectors[0][5] = math.nan
+    got, expected = run(function, x, vectors), run(reference, x, vectors)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+    assert got[0].isnan().sum() == 3 + 9 and got[2].isnan().sum() == 4
+    assert_close(got, expected, 9)
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e5, 1e8, 1e30])
+def test_large_phases(path, scale):
+    """The sine is right for the float32 phase however large; a Triton kernel may round the phase itself once less."""
+    x, (omega, phi, _) = make((64, 40), "oscillate", scale=scale)
+    zero = torch.zeros(40)
+    y, dx, domega, *_ = run(oscillate, x, (omega, phi, zero), torch.ones(64, 40))
+    phase = (omega * x + phi).double()
+    assert (y - phase.sin() * x.double().tanh()).abs().max() < 1e-6
+    expected = omega * phase.cos() * x.double().tanh() + phase.sin() * (1 - x.double().tanh() ** 2)
+    assert (dx - expected).abs().max() < 4e-6
+    terms = phase.cos() * x.double().tanh() * x
+    assert ((domega - terms.sum(0)).abs() / terms.abs().sum(0)).max() < 1e-6
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
+def test_c_without_native_instructions(tmp_path):
+    """The build for a CPU without fused multiply-add, and without OpenMP, is as accurate."""
+    library = oscillation_cpu.build(shutil.which("cc") or shutil.which("gcc"), oscillation_cpu.FLAGS, tmp_path)
+    kernel = oscillation_cpu.bind(ctypes.CDLL(str(library)))
+    for scale in (2.0, 2e4):
+        x, vectors = make((64, 40), "gated", scale=scale)
+        assert (kernel(x, vectors, THRESHOLD, None)[0] - call(oscillate_gated_plain, x, vectors)).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradcheck(form):
+    _, function, _ = FORMS[form]
+    x, vectors = make((4, 3), form, torch.float64)
+    inputs = [t.double().requires_grad_() for t in (x, *vectors)]
+    assert torch.autograd.gradcheck(lambda x, *v: call(function, x, v), inputs)
+    assert torch.autograd.gradgradcheck(lambda x, *v: call(function, x, v), inputs)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_second_derivative(path, form):
+    """A gradient of the gradient is right, not silently zero, although the kernels only know the first."""
+    _, function, reference = FORMS[form]
+    x, vectors = make((5, 7), form)
+    second = []
+    for f in (function, reference):
+        x = x.detach().requires_grad_()
+        (first,) = torch.autograd.grad(call(f, x, vectors).sum(), x, create_graph=True)
+        second += torch.autograd.grad(first.square().sum(), x)
+    torch.testing.assert_close(*second, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saves_what_gelu_saves(path, form, dtype):
+    def saved_bytes(function, x, parameters):
+        kept, known = [], {p.data_ptr() for p in parameters}
+
+        def pack(t):
+            kept.append(0 if t.data_ptr() in known else t.numel() * t.element_size())
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            function(x)
+        return sum(kept)
+
+    x, vectors = make((6, 16), form, dtype)
+    x, vectors = x.requires_grad_(), [v.requires_grad_() for v in vectors]
+    expected = saved_bytes(gelu, x, ())
+    assert expected == x.numel() * x.element_size()
+    assert saved_bytes(lambda x: call(FORMS[form][1], x, vectors), x, vectors) == expected
+    assert saved_bytes(lambda x: call(FORMS[form][2], x, vectors), x, vectors) > expected
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_autocast(path, form):
+    """Under autocast the input comes in bfloat16 and leaves so; parameters and their gradients stay in float32."""
+    x, vectors = make((6, 16), form)
+    vectors = [v.requires_grad_() for v in vectors]
+    layer = torch.nn.Linear(16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = layer(x)
+        y = call(FORMS[form][1], hidden, vectors)
+    y.float().square().sum().backward()
+    assert hidden.dtype == y.dtype == torch.bfloat16
+    expected = run(FORMS[form][2], hidden, vectors, 2 * y.detach())
+    for v, grad in zip(vectors, expected[2:], strict=True):
+        assert v.grad.dtype == torch.float32
+        torch.testing.assert_close(v.grad, grad, rtol=1e-5, atol=1e-5)
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_vectors_of_other_types(path):
+    x, vectors = make((6, 16), "gated")
+    for dtype in (torch.bfloat16, torch.float64):
+        typed = [v.to(dtype) for v in vectors]
+        got, expected = run(oscillate_gated, x, typed), run(oscillate_gated_plain, x, typed)
+        assert_close(got[:2], expected[:2], 6)
+        for a, b in zip(got[2:], expected[2:], strict=True):
+            assert a.dtype == dtype
+            torch.testing.assert_close(a, b, rtol=2**-7, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_checkpointing(path, form):
+    x, vectors = make((6, 16), form)
+
+    def checkpointed(x, *args):
+        return torch.utils.checkpoint.checkpoint(FORMS[form][1], x, *args, use_reentrant=False)
+
+    for a, b in zip(run(checkpointed, x, vectors), run(FORMS[form][1], x, vectors), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_deterministic(path, form):
+    """Bit for bit over repeats, and the C kernel whatever the number of threads."""
+    x, vectors = make((40, 17) if path == "triton" else (3000, 100), form)
+    threads = torch.get_num_threads()
+    try:
+        first = run(FORMS[form][1], x, vectors)
+        for n in (threads, threads, 1, 2, 3) if path == "C" else (threads, threads):
+            torch.set_num_threads(n)
+            assert all(map(torch.equal, first, run(FORMS[form][1], x, vectors)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_on_cuda(form, dtype):
+    """The same operation on a card, whatever serves it there."""
+    x, vectors = make((3000, 100), form, dtype)
+    got = run(FORMS[form][1], x.cuda(), [v.cuda() for v in vectors])
+    expected = run(FORMS[form][2], x, vectors)
+    assert_close([t.cpu() for t in got], expected, 3000, rtol=2e-5 if dtype == torch.float32 else 2**-9)
+
+
+def compiled(backend, form):
+    """Compares compiled with eager, in the kernel's and in the plain form of the graph."""
+    _, function, reference = FORMS[form]
+    x, vectors = make((9, 17), form)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend=backend, fullgraph=True)
+    assert_close(run(compiled, x, vectors), run(reference, x, vectors), 9)
+    assert_close(run(compiled, x[:5].t().contiguous().t(), vectors), run(reference, x[:5], vectors), 5)
+    assert_close(run(compiled, x.bfloat16(), vectors), run(reference, x.bfloat16(), vectors), 9, rtol=2**-7)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["kernel", "plain"])
+@pytest.mark.parametrize("form", FORMS)
+def test_compile(form, plain, monkeypatch):
+    monkeypatch.setattr(oscillation, "PLAIN", plain)
+    compiled("aot_eager", form)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plain", [False, True], ids=["kernel", "plain"])
+@pytest.mark.parametrize("form", FORMS)
+def test_compile_with_inductor(form, plain, monkeypatch):
+    if not HAS_COMPILER:
+        pytest.skip("no C compiler")
+    monkeypatch.setattr(oscillation, "PLAIN", plain)
+    compiled("inductor", form)
+
+
+@pytest.mark.slow
+def test_triton_compiles_for_a_card():
+    """The kernel passes Triton's compiler for the RTX 3070 where there is none, and does not spill its registers."""
+    pytest.importorskip("triton", minversion="3.3")
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from kernels.oscillation_triton import _kernel
+for nv in (3, 8):
+    for back in (False, True):
+        types = ["*bf16", "*fp32", "*bf16", "*bf16", "*fp32", "i32", "i32", "i32", "fp32"] + 3 * ["constexpr"]
+        source = ASTSource(_kernel, dict(zip(_kernel.arg_names, types)), {{"NV": nv, "BACK": back, "R": 4}})
+        print(len(triton.compile(source, target=GPUTarget("cuda", 86, 32)).asm["cubin"]) > 1000)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.split() == ["True"] * 4, result.stderr
+
+
+@pytest.mark.parametrize("n", range(3))
+def test_wrong_shapes(n):
+    x, vectors = make((5, 4), "oscillate")
+    vectors[n] = torch.zeros(3)
+    with pytest.raises(
+        ValueError, match=rf"{oscillation.NAMES[n]}: expected shape \(4,\).*\(5, 4\).*received .*\(3,\)"
+    ):
+        oscillate(x, *vectors)
+    vectors[n] = torch.zeros(4, device="meta")
+    with pytest.raises(ValueError, match=f"{oscillation.NAMES[n]}: expected .* on cpu .* on meta"):
+        oscillate(x, *vectors)
+
+
+def test_wrong_inputs():
+    _, vectors = make((5, 4), "oscillate")
+    for x in (torch.tensor(1.0), torch.ones(5, 4, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="x: expected floats of shape"):
+            oscillate(x, *vectors)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the C kernel is for POSIX systems")
+class TestBuild:
+    @pytest.fixture(autouse=True)
+    def fresh(self, tmp_path, monkeypatch):
+        """An empty cache folder of its own, and no memory of earlier decisions."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr(oscillation_cpu.tempfile, "tempdir", str(tmp_path))
+        oscillation._kernel.cache_clear()
+        yield
+        oscillation._kernel.cache_clear()
+
+    def assert_plain(self, reason):
+        assert oscillation.backend("cpu").startswith("plain torch: ") and reason in oscillation.backend("cpu")
+        x, vectors = make((5, 4), "gated")
+        assert torch.equal(call(oscillate_gated, x, vectors), call(oscillate_gated_plain, x, vectors))
+
+    @pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
+    def test_two_processes_at_once(self, tmp_path):
+        fork = multiprocessing.get_context("fork")
+        pair = [fork.Process(target=lambda: sys.exit(oscillation_cpu.load()[0] is None)) for _ in range(2)]
+        for process in pair:
+            process.start()
+        for process in pair:
+            process.join(60)
+        assert [process.exitcode for process in pair] == [0, 0]
+        folder = tmp_path / "home" / "wigglegpt"
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert [p.suffix for p in folder.iterdir()] == [".so"], "one library and no leftovers"
+
+    @pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
+    def test_built_once_and_announced(self, tmp_path):
+        assert oscillation.backend("cpu").startswith("C (")
+        (library,) = (tmp_path / "home" / "wigglegpt").iterdir()
+        first = library.stat()
+        oscillation._kernel.cache_clear()
+        assert oscillation.backend("cpu").startswith("C (") and library.stat() == first
+
+    def test_refuses_folders_that_others_can_write_to(self, tmp_path):
+        home, temporary = tmp_path / "home" / "wigglegpt", tmp_path / f"wigglegpt-{os.getuid()}"
+        assert oscillation_cpu.cache_folder() == home
+        home.chmod(0o777)
+        assert oscillation_cpu.cache_folder() == temporary
+        home.chmod(0o720)
+        assert oscillation_cpu.cache_folder() == temporary
+        temporary.rmdir()
+        temporary.symlink_to(tmp_path)
+        assert oscillation_cpu.cache_folder() is None
+        self.assert_plain("no cache folder" if HAS_COMPILER else "no C compiler")
+
+    def test_without_a_compiler(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        self.assert_plain("no C compiler found")
+
+    def test_with_a_broken_compiler(self, tmp_path, monkeypatch):
+        (tmp_path / "gcc").write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "gcc").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        self.assert_plain("could not build oscillation.c")
+
+    @pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
+    def test_with_a_compiler_that_lacks_openmp(self, tmp_path, monkeypatch):
+        """As Apple's: one thread serves where few would, and plain torch where many would."""
+        real = next(filter(None, map(shutil.which, ("gcc", "cc", "clang"))))
+        (tmp_path / "gcc").write_text(f'#!/bin/sh\ncase "$*" in *openmp*) exit 1;; esac\nexec {real} "$@"\n')
+        (tmp_path / "gcc").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+        assert oscillation.backend("cpu") == "C (gcc, one thread)"
+        oscillation._kernel.cache_clear()
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+        self.assert_plain("could not build oscillation.c")
+
+    def test_with_the_kernel_switched_off(self):
+        code = "from kernels.oscillation import *; print(backend('cpu'))"
+        environment = {**os.environ, "WIGGLE_KERNEL": "plain"}
+        output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert output.stdout == "plain torch: WIGGLE_KERNEL=plain\n"
+
+    def test_devices_without_a_kernel(self):
+        assert oscillation.backend("meta") == "plain torch: no kernel for meta"
+        x, vectors = make((5, 4), "gated")
+        y = call(oscillate_gated, x.to("meta"), [v.to("meta") for v in vectors])
+        assert y.shape == x.shape and y.device.type == "meta"
