@@ -29,6 +29,7 @@ import configurator
 from configurator import UserError
 from dataset import Dataset
 from device import autocast, describe, drain, peak_flops, pick_compile, pick_device, pick_dtype
+from guard import GuardedOptimizer
 from kernels.oscillation import backend
 from model_bio import GPT
 from train import TrainConfig, train_step
@@ -138,10 +139,10 @@ def stepper(config, folder, device, dtype, compiled):
     data.check_ids(config.vocab_size)
     raw = model = GPT(config.gpt_config(config.vocab_size), seed=1).to(device)
     optimizer = raw.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device.type)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    guarded = GuardedOptimizer(raw, optimizer, device, dtype)
     if compiled:
         model = torch.compile(model)
-    return lambda number: train_step(model, optimizer, scaler, data, config, number, 1e-3, device, dtype)
+    return lambda number: train_step(model, guarded, data, config, number, 1e-3, device, dtype)
 
 
 def make_stepper(variant, shape, folder, device, dtype, compiled):

@@ -26,7 +26,7 @@ def alarm(config, max_blowup, only_warn=False, device=CPU, dtype=torch.float32, 
     Raises UserError where parameters or FLOPs pass max_blowup times the control's; with only_warn it says so and goes
     on. Time and memory only warn: they depend on the machine.
     """
-    say(f"          {'':<22}{config.mlp:>12}{'gelu':>12}{'ratio':>9}")
+    say(f"          {'':<22}{config.mlp.rpartition(':')[2][:11]:>12}{'gelu':>12}{'ratio':>9}")
     counted = count(config, neuron)
     for name, (own, control) in counted.items():
         say(f"          {name:<22}{own / 1e6:>11.2f}M{control / 1e6:>11.2f}M{own / control:>8.2f}x")

@@ -1,9 +1,12 @@
-"""Files on disk that several scripts share: durable writes, checkpoints, and their loading."""
+"""Checkpoints: written whole and sealed, checked when read, and opened whoever wrote them. Nothing in them is run."""
 
 import contextlib
+import hashlib
 import json
+import math
 import os
 import pickle
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,60 +14,65 @@ from pathlib import Path
 import torch
 
 from configurator import UserError
+from dataset import read_meta
+from durable import atomic_write, writing
 from model_bio import GPT, GPTConfig
+from tokenizer import GPT2Tokenizer, from_identity
+
+# Our checkpoints end with this and a SHA-256 in hexadecimal: the ZIP archive's comment, behind its length.
+# The archive's own checksums leave out headers and padding, half of a tiny file.
+SEAL = b"wigglegpt: the SHA-256 without this comment is "
+SEAL = (len(SEAL) + 64).to_bytes(2, "little") + SEAL
 
 
-@contextlib.contextmanager
-def atomic_write(path):
+class Hashing:
+    """A file to write to that takes the SHA-256 of what it is given."""
+
+    def __init__(self, file):
+        self.file, self.flush, self.digest = file, file.flush, hashlib.sha256()
+
+    def write(self, data):
+        self.digest.update(data)
+        return self.file.write(data)
+
+
+def save(path, content, previous=None):
     """
-    Open a temporary file beside `path` for binary writing; on success flush it to disk and rename it over `path`.
+    Write a checkpoint of tensors and plain values, and read it back.
 
-    Whoever opens `path`, at whatever moment the machine stops, finds the old content or the new, never a part.
+    What stood at `path` stays until the new one is whole and verified; then it becomes `previous`.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder):
-    """Flush a folder's entries, so that a rename survives a power cut. Windows cannot, and does not need to."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+    with atomic_write(path, previous, verify=sealed) as file:
+        hashing = Hashing(file)
         try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            torch.save(content | {"sealed": True}, hashing)
+        except RuntimeError as error:
+            raise error.__context__ or error from None  # torch covers what stopped its writing: a full disk, Ctrl-C
+        file.seek(-2, os.SEEK_END)  # the length of the archive's comment, zero so far
+        file.write(SEAL + hashing.digest.hexdigest().encode())
 
 
-def save(path, content):
-    """Write a checkpoint of tensors and plain values; what stood at `path` stays whole until the new one is."""
-    with atomic_write(path) as file:
-        torch.save(content, file)
-
-
-def write_json(path, content):
-    with atomic_write(path) as file:
-        file.write(json.dumps(content, indent=2).encode() + b"\n")
+def sealed(path):
+    """Whether a checkpoint is, to the byte, what `save` wrote; None for a file without a seal, as foreign ones are."""
+    with open(path, "rb") as file:
+        if hasattr(os, "posix_fadvise"):  # what was just written is to come from the disk, not from memory
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        archive = file.seek(0, os.SEEK_END) - len(SEAL) - 64  # its bytes before the comment's length
+        file.seek(max(archive, 0))
+        if file.read(len(SEAL)) != SEAL:
+            return None
+        expected = file.read()
+        file.seek(0)
+        digest = hashlib.sha256()
+        for start in range(0, archive, 2**22):
+            digest.update(file.read(min(2**22, archive - start)))
+        digest.update(b"\0\0")  # the comment's length when the SHA-256 was taken
+        return digest.hexdigest().encode() == expected
 
 
 def save_last(out_dir, content):
     """Write out_dir/ckpt.pt and keep the one before it as ckpt.prev.pt."""
-    path, previous = Path(out_dir) / "ckpt.pt", Path(out_dir) / "ckpt.prev.pt"
-    fresh = path.with_name("ckpt.new.pt")
-    save(fresh, content)
-    if path.exists():
-        os.replace(path, previous)
-    os.replace(fresh, path)
-    sync_folder(path.parent)
+    save(Path(out_dir) / "ckpt.pt", content, previous=Path(out_dir) / "ckpt.prev.pt")
 
 
 def find(path):
@@ -82,18 +90,22 @@ def read(path, device="cpu"):
     """
     A checkpoint file's content, every byte of it checked. Nothing in the file is executed.
 
-    torch.load does not look at the archive's checksums, so a flipped bit would go unseen: the zip module's test does.
+    torch.load does not look at the archive's checksums, so a flipped bit would go unseen: our seal covers all bytes,
+    and the zip module's test those of a foreign file that carry content.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
+    damaged = None
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+        whole = sealed(path)
+        if whole is None:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, ValueError, RuntimeError) as error:
         raise UserError(f"checkpoint {path} is truncated or no checkpoint at all ({error})") from None
-    if damaged:
-        raise UserError(f"checkpoint {path} is damaged: the checksum of {damaged} is wrong")
+    if damaged or whole is False:
+        raise UserError(f"checkpoint {path} is damaged: the checksum of {damaged or 'the file'} is wrong")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -102,7 +114,10 @@ def read(path, device="cpu"):
             f"checkpoint {path} holds more than tensors and plain values, and was not run: {reason}"
         ) from None
     except Exception as error:  # a whole archive that torch did not write raises almost anything
-        raise UserError(f"{path} is not a checkpoint of torch: {type(error).__name__}: {error}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} is not a checkpoint of torch: {type(error).__name__}: {reason}") from None
+    if isinstance(content, dict) and "sealed" in content and not whole:
+        raise UserError(f"checkpoint {path} is damaged: its last bytes, with the checksum of the file, are wrong")
     if not isinstance(content, dict) or not {"model", "model_args"} <= set(content):
         raise UserError(f"{path} is not a checkpoint of a GPT: it has no 'model' and 'model_args'")
     return content
@@ -129,6 +144,7 @@ def translate(state, args):
     Knows nanoGPT's files and WiggleGPT's second and third version; refuses the first, whose neurons exist nowhere now.
     """
     state = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(".attn.bias")}  # nanoGPT's causal mask
     args = {key: value for key, value in args.items() if key in GPTConfig.__dataclass_fields__}
     if any(".mlp.dendritic." in name for name in state):
         raise UserError("this checkpoint is of WiggleGPT 1: its dendritic compartments were removed, and cannot be run")
@@ -142,34 +158,136 @@ def translate(state, args):
     return state, args, "WiggleGPT" if "mlp" in args else "nanoGPT"
 
 
+def check_neuron(content, neuron, path):
+    """Raise UserError unless `neuron` is the user's own one that a checkpoint's content was trained with, if any."""
+    mlp, recorded = str(content["model_args"].get("mlp")), content.get("neuron_sha256")
+    recorded = recorded if isinstance(recorded, str) else None
+    if ".py:" in mlp and neuron is None:
+        raise UserError(f"{path} has a neuron of your own, which no checkpoint holds: name it, as in --neuron={mlp}")
+    given = getattr(neuron, "sha256", recorded)  # a bare class has none
+    if recorded not in (None, given):
+        raise UserError(
+            f"{path} was trained with {mlp} of SHA-256 {recorded[:12]}..., but the file given has {given[:12]}...: "
+            "restore the file as it was"
+        )
+    if recorded and getattr(neuron, "name", "") not in ("", mlp.rpartition(":")[2]):
+        raise UserError(f"{path} was trained with {mlp}, not with {neuron.name}")
+
+
+@contextlib.contextmanager
+def plausible(path):
+    """Make one sentence of whatever goes wrong with a file that is whole, but not what it should be."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # wrong values raise almost anything
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} does not fit a model here: {reason or type(error).__name__}") from None
+
+
+def build(path, content, neuron=None, **overrides):
+    """A checkpoint's content -> (model with its weights, origin); the arguments are load_model's."""
+    with plausible(path):
+        state, args, origin = translate(content["model"], content["model_args"])
+        check_neuron(content, neuron, path)
+        config = GPTConfig(**args | overrides)
+        layers = len({name.split(".")[2] for name in state if name.startswith("transformer.h.")})
+        if layers != config.n_layer:
+            raise ValueError(f"it has the weights of {layers} layers, and n_layer={config.n_layer}")
+        with torch.device("meta"):  # so that a false number is found before anything of its size is built
+            expected = {name: tuple(tensor.shape) for name, tensor in GPT(config, neuron).state_dict().items()}
+        for name in expected | state:
+            found = tuple(state[name].shape) if name in state else None
+            if found != expected.get(name):
+                raise ValueError(f"{name} has the shape {found}, expected {expected.get(name)}")
+        if not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"]):
+            raise ValueError("lm_head is not tied to the token embedding, as it is in all models here")
+        model = GPT(config, neuron)
+        model.load_state_dict(state)
+    return model, origin
+
+
 def load_model(path, device="cpu", neuron=None, **overrides):
     """
-    A checkpoint file or a run's folder -> (model in eval mode, meta).
+    A checkpoint file, a run's folder, or GPT-2's weights -> (model in eval mode, meta).
 
-    Opens ours, nanoGPT's, and WiggleGPT 2's and 3's. meta: path, origin, config, tokenizer (an identity, or None where
-    the file names none), iter_num, best_val_loss. neuron: for mlp='file.py:Name', its class, as in GPT. overrides: keys
-    of GPTConfig that no weight depends on, such as dropout.
+    Opens ours, nanoGPT's, and WiggleGPT 2's and 3's; and a name such as 'gpt2', or a folder with model.safetensors,
+    through transformers. meta: path, origin, config, tokenizer (an identity, or None where the file names none),
+    iter_num, best_val_loss. neuron: for mlp='file.py:Name', its class, as in GPT. overrides: keys of GPTConfig that no
+    weight depends on, such as dropout.
     """
-    path = find(path)
-    content = read(path)
-    state, args, origin = translate(content["model"], content["model_args"])
-    try:
-        model = GPT(GPTConfig(**args | overrides), neuron)
-        model.load_state_dict(state)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit a model here: {' '.join(str(error).split())[:300]}") from None
-    tokenizer = content.get("tokenizer")
-    if tokenizer:
-        model.sampled_vocab = min(model.sampled_vocab, tokenizer["vocab_size"])
-    meta = {
-        "path": path,
-        "origin": origin,
-        "config": content.get("config", {}),
-        "tokenizer": tokenizer,
-        "iter_num": content.get("iter_num", 0),
-        "best_val_loss": float(content.get("best_val_loss", float("nan"))),
-    }
+    if is_pretrained(path):
+        model, meta = load_pretrained(path, overrides)
+    else:
+        path = find(path)
+        content = read(path)
+        model, origin = build(path, content, neuron, **overrides)
+        with plausible(path):
+            numbers = int(content.get("iter_num", 0)), float(content.get("best_val_loss", math.nan))
+            meta = {"config": dict(content.get("config", {})), "tokenizer": content.get("tokenizer")}
+        meta |= {"path": path, "origin": origin, "iter_num": numbers[0], "best_val_loss": numbers[1]}
+    if meta["tokenizer"]:
+        model.sampled_vocab = min(model.sampled_vocab, from_identity(meta["tokenizer"]).vocab_size)
     return model.to(device).eval(), meta
+
+
+def is_pretrained(path):
+    """Whether a path is a folder in Hugging Face's layout, or no path but a name there, such as gpt2-medium."""
+    return any(Path(path).glob("model.safetensors*")) or (str(path).startswith("gpt2") and not Path(path).exists())
+
+
+def load_pretrained(path, overrides):
+    """GPT-2's weights by name or in a folder -> (model, meta), as in load_model."""
+    meta = {"path": path, "origin": "GPT-2", "config": {}, "iter_num": 0, "best_val_loss": math.nan}
+    with plausible(path):
+        config = {}
+        if Path(path).is_dir():
+            config = json.loads(Path(path, "config.json").read_text(encoding="utf-8"))
+        for key, value in {"model_type": "gpt2", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}.items():
+            if config.get(key, value) != value:
+                raise ValueError(f"its config.json says {key}={config[key]!r}, only {value!r} is known here")
+        try:
+            model = GPT.from_pretrained(str(path), overrides)
+        except ImportError:
+            raise UserError(f"{path} needs a library: pip install transformers") from None
+        gpt2 = {"kind": "gpt2"} if model.config.vocab_size >= GPT2Tokenizer.vocab_size else None
+        return model, meta | {"tokenizer": config.get("wigglegpt_tokenizer", gpt2)}
+
+
+def find_tokenizer(model, meta, data_dir):
+    """The tokenizer of what load_model returned; nanoGPT's files only name their dataset, whose folder has it."""
+    if meta["tokenizer"]:
+        return from_identity(meta["tokenizer"])
+    name = str(meta["config"].get("dataset", ""))
+    if name and (known := read_meta(Path(data_dir, name))):
+        return from_identity(known["tokenizer"])
+    if model.config.vocab_size >= GPT2Tokenizer.vocab_size:
+        return GPT2Tokenizer()
+    raise UserError(
+        f"{meta['path']} holds no tokenizer: put nanoGPT's meta.pkl of its {model.config.vocab_size} characters "
+        f"into {Path(data_dir, name or 'NAME')}"
+    )
+
+
+def best_val_loss(out_dir):
+    """Of a run's best.pt, which may be newer than its ckpt.pt; infinite where there is no whole one."""
+    try:
+        return float(read(Path(out_dir) / "best.pt")["best_val_loss"])
+    except (UserError, KeyError, TypeError):
+        return math.inf
+
+
+def tidy(out_dir, source, say=print):
+    """Clear what a run that resumes from `source` would trip over: half-written files, and a damaged ckpt.pt."""
+    last = Path(out_dir) / "ckpt.pt"
+    with writing(out_dir):
+        for path in Path(out_dir).glob("*.tmp"):
+            if re.fullmatch(r"(ckpt\.pt|best\.pt|config\.json)\.\d+\.tmp", path.name):
+                path.unlink()
+                say(f"note      removed {path}, which was being written when the run ended")
+        if source != last and last.exists():  # or it would become the previous one
+            os.replace(last, last.with_name("ckpt.damaged.pt"))
 
 
 def set_aside(out_dir, say=print):
@@ -180,30 +298,8 @@ def set_aside(out_dir, say=print):
     if any(path.suffix == ".pt" for path in present):
         taken = [int(p.name[8:]) for p in out_dir.glob("earlier-*") if p.name[8:].isdigit()]
         folder = out_dir / f"earlier-{max(taken, default=0) + 1}"
-        folder.mkdir()
-        for path in present:
-            os.replace(path, folder / path.name)
+        with writing(folder):
+            folder.mkdir()
+            for path in present:
+                os.replace(path, folder / path.name)
         say(f"note     {out_dir} held a run already: its files are in {folder} now")
-
-
-class Metrics:
-    """
-    metrics.jsonl: an object a line. `kept` bytes of an existing file stay, the rest is cut off: a resumed run writes
-    again what it had written after its last checkpoint, so no line is missing or doubled.
-    """
-
-    def __init__(self, path, kept=0):
-        self.file = open(path, "ab")  # noqa: SIM115 - open as long as the run
-        self.file.truncate(min(kept, self.file.tell()))
-
-    def write(self, line):
-        self.file.write(json.dumps(line).encode() + b"\n")
-        self.file.flush()
-
-    def sync(self):
-        """Flush to disk -> the file's length in bytes, for a checkpoint to keep."""
-        os.fsync(self.file.fileno())
-        return self.file.seek(0, os.SEEK_END)
-
-    def close(self):
-        self.file.close()

@@ -40,12 +40,13 @@ def script(main):
     return wrapped
 
 
-def load(cls, argv, positional=None):
+def load(cls, argv, positional=None, preset=()):
     """
     Build the dataclass `cls` from command-line arguments.
 
     argv: list of str, each a config file, `--key=value`, `--key value`, or a bare `--key` for a bool.
     positional: the field that bare words fill; None means that they are config files.
+    preset: values by key that a config file finds set already, and may change.
     Files come first and flags last, each in the order given. Raises UserError for whatever is wrong with them.
     """
     if {"-h", "--help"} & set(argv):
@@ -53,7 +54,7 @@ def load(cls, argv, positional=None):
         sys.exit(0)
     kinds = typing.get_type_hints(cls)
     words, flags = _split(argv, kinds)
-    values = {}
+    values = dict(preset)
     for word in words:
         if positional is None:
             _read_file(cls, kinds, word, values)

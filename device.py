@@ -1,8 +1,12 @@
 """What a script runs on: device, precision, compiler, and how to wait for the device."""
 
 import importlib.util
+import re
+import sys
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from configurator import UserError
 
@@ -66,6 +70,19 @@ def peak_flops(device):
     return next((flops for card, flops in PEAK_FLOPS.items() if card in name), None)
 
 
+def peak_memory(device):
+    """Highest memory so far in MiB: allocated on a card, else resident in this process, 0 where nothing tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if (status := Path("/proc/self/status")).is_file():  # Linux, whose getrusage counts what the parent held, too
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 2**10
+    try:
+        import resource  # Windows has none
+    except ImportError:
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def autocast(device, dtype):
     """Run matrix products in dtype; float32 means no autocast."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
@@ -82,3 +99,12 @@ def send(tensor, device):
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def mean_over_processes(tensor, sum_only=False):
+    """The mean, or the sum, of every process's tensor; without torchrun the tensor itself."""
+    if dist.is_initialized():
+        on_card = tensor.to("cuda", torch.float32) if dist.get_backend() == "nccl" else tensor
+        dist.all_reduce(on_card)
+        tensor = on_card.cpu() if sum_only else on_card / dist.get_world_size()
+    return tensor

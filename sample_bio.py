@@ -16,11 +16,10 @@ import torch
 
 import checkpoint
 import configurator
+import neurons
 from configurator import UserError
-from dataset import read_meta
 from device import autocast, describe, pick_compile, pick_device, pick_dtype
-from model_bio import GPT
-from tokenizer import GPT2Tokenizer, from_identity, stream
+from tokenizer import stream
 
 
 @dataclass
@@ -28,8 +27,9 @@ class SampleConfig:
     """nanoGPT's keys, and top_p and repetition_penalty. Raises ValueError for impossible values."""
 
     # model
-    init_from: str = "resume"  # resume: the checkpoint in out_dir; gpt2, gpt2-medium, ...: OpenAI's weights
+    init_from: str = "resume"  # resume: the checkpoint in out_dir; or gpt2, gpt2-medium, ..., or such a folder
     out_dir: str = "out"  # a run's folder (best.pt, else ckpt.pt), or a checkpoint file
+    neuron: str | None = None  # file.py:Name, for a checkpoint with your own neuron; its hash must be the recorded one
     data_dir: str = "data"  # where a nanoGPT checkpoint's meta.pkl is looked for
 
     # text
@@ -63,27 +63,11 @@ class SampleConfig:
 
 def load(config, device):
     """-> (model, tokenizer); prints where they come from."""
-    if config.init_from != "resume":
-        try:
-            model = GPT.from_pretrained(config.init_from).to(device).eval()
-        except ImportError:
-            raise UserError(f"init_from={config.init_from} needs a library: pip install transformers") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"init_from={config.init_from}: {' '.join(str(error).split())[:300]}") from None
-        return model, GPT2Tokenizer()
-    model, meta = checkpoint.load_model(config.out_dir, device)
+    neuron = neurons.load(config.neuron) if config.neuron else None
+    path = config.out_dir if config.init_from == "resume" else config.init_from
+    model, meta = checkpoint.load_model(path, device, neuron)
     print(f"from      {meta['path']} ({meta['origin']}, step {meta['iter_num']}, val loss {meta['best_val_loss']:.4f})")
-    if meta["tokenizer"]:
-        return model, from_identity(meta["tokenizer"])
-    name = str(meta["config"].get("dataset", ""))  # nanoGPT's files name their dataset, whose folder has the tokenizer
-    if name and (known := read_meta(Path(config.data_dir, name))):
-        return model, from_identity(known["tokenizer"])
-    if model.config.vocab_size >= GPT2Tokenizer.vocab_size:
-        return model, GPT2Tokenizer()
-    raise UserError(
-        f"{meta['path']} holds no tokenizer: put nanoGPT's meta.pkl of its {model.config.vocab_size} characters "
-        f"into {Path(config.data_dir, name or 'NAME')}"
-    )
+    return model, checkpoint.find_tokenizer(model, meta, config.data_dir)
 
 
 def read_prompt(start):

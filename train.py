@@ -7,11 +7,11 @@ Train a GPT, oscillating or not.
     torchrun --nproc_per_node=4 train.py config/config_gpt2_bio_3070.py
 """
 
+import contextlib
 import math
 import os
 import signal
 import sys
-import threading
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,10 +26,23 @@ from tqdm import tqdm
 import blowup
 import checkpoint
 import configurator
+import durable
+import neurons
 import prepare_data
 from configurator import UserError
 from dataset import Dataset
-from device import autocast, describe, peak_flops, pick_compile, pick_device, pick_dtype, send
+from device import (
+    autocast,
+    describe,
+    mean_over_processes,
+    peak_flops,
+    peak_memory,
+    pick_compile,
+    pick_device,
+    pick_dtype,
+    send,
+)
+from guard import GuardedOptimizer, StopSignal
 from kernels.oscillation import backend
 from model_bio import GPT, GPTConfig, model_args, stable_seed
 from tokenizer import from_identity, stream
@@ -65,16 +78,17 @@ class TrainConfig(GPTConfig):
     # model, where the default is not GPTConfig's
     vocab_size: int | None = None  # None = the dataset's own, 50304 for GPT-2's BPE
     bias: bool = False  # biases in Linear and LayerNorm; False is a bit better and faster
-    max_blowup: float = 1.5  # stop where parameters or FLOPs pass this many times the GELU control's
+    max_blowup: float | None = 1.5  # stop where parameters or FLOPs pass this many times the GELU's; None = do not look
 
     # optimizer
-    optimizer_type: Literal["adamw", "adafactor"] = "adamw"  # adafactor keeps no moments of single weights: less memory
+    optimizer_type: Literal["adamw", "adafactor", "muon"] = "adamw"  # the last two keep fewer moments: less memory
     learning_rate: float = 6e-4  # the highest
     max_iters: int = 600000  # steps
     weight_decay: float = 1e-1  # of matrices and embeddings
     beta1: float = 0.9  # AdamW's
     beta2: float = 0.95  # AdamW's; nearer to 1 where a step holds few tokens
     grad_clip: float = 1.0  # clip the gradient's norm here; 0 = never
+    max_skipped: int = 10  # stop after so many steps in a row whose loss or gradient is not finite; none is taken
 
     # learning rate
     lr_schedule: Literal["cosine", "wsd", "constant"] = "cosine"  # wsd: warm-up, stable, linear decay at the end
@@ -97,7 +111,7 @@ class TrainConfig(GPTConfig):
                 setattr(self, key, value)
         self.use_bio_mlp = self.use_rope = self.bio_compartments = None
         positive = ("eval_interval", "log_interval", "batch_size", "gradient_accumulation_steps", "tokens_per_step")
-        positive += ("max_iters", "lr_decay_iters", "learning_rate", "max_blowup")
+        positive += ("max_iters", "lr_decay_iters", "learning_rate", "max_blowup", "max_skipped")
         for key in positive:
             if getattr(self, key) is not None and not 0 < getattr(self, key) < math.inf:
                 raise ValueError(f"{key}={getattr(self, key)} must be above 0")
@@ -167,6 +181,7 @@ class TrainResult:
     tokens: int
     seconds: float
     tokens_per_second: float
+    first_losses: list  # of steps 1 to 20, as far as this call took them: a run's fingerprint
     history: list  # the lines of metrics.jsonl that this call wrote, as dicts
     out_dir: str
     interrupted: str | None = None  # the signal that stopped it
@@ -176,7 +191,7 @@ def train(config, neuron=None):
     """
     Train as the TrainConfig says -> TrainResult. May be called many times in one process.
 
-    neuron: for mlp='file.py:Name', its class. Raises UserError for what the user can mend.
+    neuron: for mlp='file.py:Name', what neurons.load makes of it, or a class. Raises UserError for what can be mended.
     """
     # --- processes: under torchrun each one runs this function on its share of every step, and the first one writes ---
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -198,7 +213,7 @@ def train(config, neuron=None):
     if config.init_from == "resume":
         resumed, source = checkpoint.read_last(config.out_dir, say)
     elif config.init_from != "scratch":
-        model = load_start(config, neuron)
+        model = load_start(config, neuron, say)
         config = replace(config, **model_args(model.config))
     if master:
         prepare_missing(config, say)
@@ -209,8 +224,8 @@ def train(config, neuron=None):
     data = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
     if resumed:
         check_resumable(config, resumed, data, say)
-        model = GPT(GPTConfig(**resumed["model_args"] | {"dropout": config.dropout}), neuron, config.seed)
-        model.load_state_dict(resumed["model"])
+        free = {"dropout": config.dropout, "gradient_checkpointing": config.gradient_checkpointing}
+        model, _ = checkpoint.build(source, resumed, neuron, **free)
         say(f"resume    {source}, {resumed['iter_num']} steps done")
     elif model is None:
         model = GPT(config.gpt_config(config.vocab_size or data.model_vocab), neuron, config.seed)
@@ -218,7 +233,8 @@ def train(config, neuron=None):
     model.sampled_vocab = min(model.sampled_vocab, data.tokenizer["vocab_size"])
     neurons = f", oscillation by {backend(device)}" if config.mlp == "bio" else ""
     announce(config, model, data, describe(device, dtype, how) + neurons, say)
-    if master and config.mlp != "gelu" and not config.eval_only and (resumed or config.init_from == "scratch"):
+    looking = config.max_blowup is not None and config.mlp != "gelu" and not config.eval_only
+    if master and looking and (resumed or config.init_from == "scratch"):
         blowup.alarm(model.config, config.max_blowup, bool(resumed), device, dtype, neuron, say)
 
     # --- optimizer; `raw` is what is evaluated and saved, `model` may be wrapped ---
@@ -227,12 +243,12 @@ def train(config, neuron=None):
     optimizer = raw.configure_optimizers(
         config.weight_decay, config.learning_rate, betas, device.type, config.optimizer_type
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    guarded = GuardedOptimizer(raw, optimizer, device, dtype, config.max_skipped)
     step, best, seconds = 0, math.inf, 0.0
     if resumed:
-        optimizer.load_state_dict(resumed["optimizer"])
-        scaler.load_state_dict(resumed["scaler"])
-        step, best, seconds = resumed["iter_num"], resumed["best_val_loss"], resumed["seconds"]
+        with checkpoint.plausible(source):
+            guarded.load_state_dict(resumed)
+        step, seconds, best = resumed["iter_num"], resumed["seconds"], checkpoint.best_val_loss(config.out_dir)
     if compiled:
         model = torch.compile(model)
     if world > 1:
@@ -247,12 +263,14 @@ def train(config, neuron=None):
     # --- files ---
     out_dir, metrics, wandb, history = Path(config.out_dir), None, None, []
     if master and not config.eval_only:
-        if not resumed:
+        if resumed:
+            checkpoint.tidy(out_dir, source, say)
+        else:
             checkpoint.set_aside(out_dir, say)
         resolved = {"vocab_size": raw.config.vocab_size, "gradient_accumulation_steps": config.micro_batches}
         resolved |= {"device": str(device), "dtype": str(dtype).removeprefix("torch."), "compile": compiled}
-        checkpoint.write_json(out_dir / "config.json", asdict(config) | resolved)
-        metrics = checkpoint.Metrics(out_dir / "metrics.jsonl", resumed["metrics_bytes"] if resumed else 0)
+        durable.write_json(out_dir / "config.json", asdict(config) | resolved)
+        metrics = durable.Metrics(out_dir / "metrics.jsonl", resumed["metrics_bytes"] if resumed else 0)
         wandb = start_wandb(config) if config.wandb_log else None
 
     def record(**line):
@@ -265,15 +283,16 @@ def train(config, neuron=None):
     def save(best_too):
         weights = {"model": raw.state_dict(), "model_args": model_args(raw.config), "tokenizer": data.tokenizer}
         weights |= {"config": asdict(config), "iter_num": step, "best_val_loss": best}
+        weights |= {"neuron_sha256": getattr(neuron, "sha256", None)}
         if best_too:
             checkpoint.save(out_dir / "best.pt", weights)
-        state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "dataset": data.identity}
-        checkpoint.save_last(out_dir, weights | state | {"seconds": seconds, "metrics_bytes": metrics.sync()})
+        state = {"dataset": data.identity, "seconds": seconds, "metrics_bytes": metrics.sync()}
+        checkpoint.save_last(out_dir, weights | guarded.state_dict() | state)
 
     # --- the loop ---
     tokens_per_step = config.sequences_per_step * config.block_size
     peak = peak_flops(device)
-    found, timed_steps, timed_seconds = None, 0, 0.0
+    found, timed_steps, timed_seconds, first_losses = None, 0, 0.0, []
     bar = tqdm(
         total=config.max_iters, initial=step, unit="step", leave=False, disable=not (master and sys.stderr.isatty())
     )
@@ -281,8 +300,10 @@ def train(config, neuron=None):
         clock, clock_step, first = time.perf_counter(), step, step
         while step < config.max_iters and not config.eval_only:
             lr = config.learning_rate_at(step)
-            loss_sum, norm = train_step(model, optimizer, scaler, data, config, step, lr, device, dtype)
+            loss, norm = train_step(model, guarded, data, config, step, lr, device, dtype)
             step += 1
+            if step <= 20:
+                first_losses.append(loss)
             bar.update()
 
             last = step == config.max_iters
@@ -291,7 +312,8 @@ def train(config, neuron=None):
             progress = {"step": step, "tokens": step * tokens_per_step, "lr": lr}
             if logging:  # nothing but this and an evaluation waits for the device
                 rates = raw.event_rates(data.batch(step, 1)[0].to(device))
-                loss = mean_over_processes(loss_sum).item()
+                loss, norm, (skipped, _) = loss.item(), norm.item(), guarded.skipped.tolist()
+                guarded.raise_if_stuck(step, loss, norm)
                 spent = time.perf_counter() - clock
                 seconds += spent
                 if clock_step > first:  # the first interval warms up, and is left out of the mean speed
@@ -299,30 +321,33 @@ def train(config, neuron=None):
                 step_seconds = spent / (step - clock_step)
                 speed = tokens_per_step / step_seconds
                 rates = None if rates is None else [round(rate, 4) for rate in rates.tolist()]
-                record(**progress, seconds=round(seconds, 3), loss=loss, grad_norm=norm.item(),
-                       ms=round(1000 * step_seconds, 2), tokens_per_second=round(speed), event_rate=rates)  # fmt: skip
+                record(**progress, seconds=round(seconds, 3), loss=loss, grad_norm=norm, skipped=skipped,
+                       ms=round(1000 * step_seconds, 2), tokens_per_second=round(speed), event_rate=rates,
+                       peak_mb=round(peak_memory(device)))  # fmt: skip
                 line = f"loss {loss:.4f}  lr {lr:.2e}  {1000 * step_seconds:.0f} ms  {speed / 1000:.1f}k tok/s"
                 if peak:
                     mfu = raw.estimate_mfu(config.sequences_per_step, step_seconds, peak * world)
                     line += f"  mfu {100 * mfu:.1f} %"
                 if rates:
                     line += f"  events {100 * sum(rates) / len(rates):.0f} %"
+                if skipped:
+                    line += f"  {skipped} skipped"
                 say(f"{step:>7}/{config.max_iters} {line}  {duration(step_seconds * (config.max_iters - step))} left")
             if evaluating:
                 found = measure()
-                better = found["val_loss"] < best
+                better = found["val_loss"] <= best  # equal: a run that was killed after best.pt, before ckpt.pt
                 best = min(best, found["val_loss"])
                 record(**progress, seconds=round(seconds, 3), **found)
                 line = f"val {found['val_loss']:.4f} +- {found['val_stderr']:.4f}  train {found['train_loss']:.4f}"
-                saving = better or config.always_save_checkpoint
-                if master and saving:
+                saved = better or config.always_save_checkpoint
+                if master and saved:
                     save(best_too=better)
                     line += f"{'  (best)' if better else ''}  saved {out_dir / ('best.pt' if better else 'ckpt.pt')}"
                 say(f"{step:>7}/{config.max_iters} {line}")
             if logging:
                 clock, clock_step = time.perf_counter(), step
             if stop.agreed(world, logging) and not last:
-                if master and not evaluating:
+                if master and not (evaluating and saved):
                     save(best_too=False)
                 say(f"stopped   by {stop.name} after step {step}, saved: --init_from=resume goes on from here")
                 break
@@ -337,6 +362,7 @@ def train(config, neuron=None):
     if wandb:
         wandb.finish()
     if own_group:
+        time.sleep(0.1)  # gloo's threads need Python's lock to drop their last tensors; the end holds it and joins them
         dist.destroy_process_group()
     found = found or dict.fromkeys(("val_loss", "val_stderr", "train_loss"), math.nan)
     speed = timed_steps * tokens_per_step / timed_seconds if timed_seconds else math.nan
@@ -347,17 +373,18 @@ def train(config, neuron=None):
         tokens=step * tokens_per_step,
         seconds=seconds,
         tokens_per_second=speed,
+        first_losses=[loss.item() for loss in first_losses],
         history=history,
         out_dir=config.out_dir,
         interrupted=interrupted,
     )
 
 
-def train_step(model, optimizer, scaler, data, config, step, lr, device, dtype):
-    """One step, without waiting for the device -> (mean loss of this process's micro-batches, gradient norm)."""
+def train_step(model, guarded, data, config, step, lr, device, dtype):
+    """One step, without waiting for the device -> (mean loss of all its micro-batches, gradient norm)."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     micro_batches = config.micro_batches // world  # of this process
-    for group in optimizer.param_groups:
+    for group in guarded.optimizer.param_groups:
         group["lr"] = lr
     loss_sum = torch.zeros((), device=device)
     for micro in range(micro_batches):
@@ -369,17 +396,12 @@ def train_step(model, optimizer, scaler, data, config, step, lr, device, dtype):
             model.require_backward_grad_sync = micro == micro_batches - 1  # once a step is enough
         with autocast(device, dtype):
             loss = model(x, y)[1] / micro_batches
-        scaler.scale(loss).backward()
+        guarded.scaler.scale(loss).backward()
         loss_sum += loss.detach()
-    scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return loss_sum, norm
+    loss = mean_over_processes(loss_sum)
+    return loss, guarded.step(loss, config.grad_clip or math.inf)
 
 
-@torch.no_grad()
 def evaluate(model, data, split, count, device, dtype):
     """
     Mean loss over `count` fixed, non-overlapping windows of a split (0: all of them) -> (mean, its standard error).
@@ -387,55 +409,43 @@ def evaluate(model, data, split, count, device, dtype):
     The same weights give the same number, whatever the batch size of training. Under torchrun the windows are shared.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    starts = data.fixed_windows(split, count)[rank::world]
-    config = model.config
+    losses = window_losses(model, data, split, data.fixed_windows(split, count)[rank::world], device, dtype)
+    sums = torch.stack([losses.sum(), (losses**2).sum(), torch.tensor(len(losses), dtype=torch.float64)])
+    total, squares, n = mean_over_processes(sums, sum_only=True).tolist()
+    mean = total / n
+    return mean, math.sqrt(max(0.0, squares / n - mean**2) / max(1, n - 1))
+
+
+@torch.no_grad()
+def window_losses(model, data, split, starts, device, dtype):
+    """Mean loss of each window of a split that begins at one of `starts` (N,) -> (N,) float64, on the CPU."""
+    config, losses = model.config, []
     # about 8,192 tokens at once, fewer where their logits would pass 256 MB in float32
     batch = max(1, min(8192 // config.block_size, 2**26 // (config.block_size * config.vocab_size)))
-    sums = torch.zeros(3, dtype=torch.float64)  # of the windows' losses, of their squares, their number
     training = model.training
     model.eval()
     for i in range(0, len(starts), batch):
         x, y = (send(ids, device) for ids in data.windows(split, starts[i : i + batch]))  # (B, T)
         with autocast(device, dtype):
             logits = model(x, y)[0]  # (B, T, V)
-        losses = F.cross_entropy(logits.float().transpose(1, 2), y, reduction="none").mean(1).double().cpu()  # (B,)
-        sums += torch.stack([losses.sum(), (losses**2).sum(), torch.tensor(float(len(losses)))])
+        losses.append(F.cross_entropy(logits.float().transpose(1, 2), y, reduction="none").mean(1).double().cpu())
     model.train(training)
-    total, squares, n = mean_over_processes(sums, sum_only=True).tolist()
-    mean = total / n
-    return mean, math.sqrt(max(0.0, squares / n - mean**2) / max(1, n - 1))
+    return torch.cat([torch.zeros(0, dtype=torch.float64), *losses])
 
 
-def mean_over_processes(tensor, sum_only=False):
-    if dist.is_initialized():
-        on_card = tensor.to("cuda", torch.float32) if dist.get_backend() == "nccl" else tensor
-        dist.all_reduce(on_card)
-        tensor = on_card.cpu() if sum_only else on_card / dist.get_world_size()
-    return tensor
-
-
-def load_start(config, neuron):
+def load_start(config, neuron, say):
     """The model that init_from names: GPT-2 of Hugging Face, or any checkpoint that checkpoint.load_model opens."""
-    path = Path(config.init_from)
-    if config.init_from.startswith("gpt2") or (path / "model.safetensors").is_file():
-        try:
-            model = GPT.from_pretrained(config.init_from, {"dropout": config.dropout})
-        except ImportError:
-            raise UserError(f"init_from={config.init_from} needs a library: pip install transformers") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"init_from={config.init_from}: {' '.join(str(error).split())[:300]}") from None
-    elif path.exists():
-        model, _ = checkpoint.load_model(path, neuron=neuron, dropout=config.dropout)
-    else:
+    if not (checkpoint.is_pretrained(config.init_from) or Path(config.init_from).exists()):
         raise UserError(
             f"init_from={config.init_from!r} is no file: choose scratch, resume, gpt2, or a checkpoint's path"
         )
+    model, meta = checkpoint.load_model(config.init_from, neuron=neuron, dropout=config.dropout)
     if config.mlp not in ("gelu", model.config.mlp):
         raise UserError(f"init_from={config.init_from} has mlp={model.config.mlp}, which contradicts mlp={config.mlp}")
     if config.block_size > model.config.block_size:
         raise UserError(f"block_size={config.block_size} is longer than {config.init_from}'s {model.config.block_size}")
     model.crop_block_size(config.block_size)
-    print_line(f"start     weights of {config.init_from}, a fresh optimizer")
+    say(f"start     weights of {meta['path']} ({meta['origin']}), a fresh optimizer")
     return model.train()
 
 
@@ -445,11 +455,15 @@ FIXED = (*(set(GPTConfig.__dataclass_fields__) - {"dropout", "gradient_checkpoin
 
 def check_resumable(config, resumed, data, say):
     """Raise UserError where the settings are not those of the run that is to go on."""
-    if not {"optimizer", "scaler", "config", "dataset", "metrics_bytes"} <= set(resumed):
+    kinds = {"config": dict, "optimizer": dict, "scaler": dict, "dataset": dict, "skipped": list, "iter_num": int}
+    kinds |= {"seconds": float, "metrics_bytes": int}
+    if not all(isinstance(resumed.get(key), kind) for key, kind in kinds.items()):
         raise UserError(
             f"ckpt.pt in {config.out_dir} is not of this train.py: --init_from=PATH starts from its weights"
         )
-    old, new = TrainConfig(**resumed["config"]), config
+    with checkpoint.plausible(f"the config in {config.out_dir}/ckpt.pt"):
+        known = {key: value for key, value in resumed["config"].items() if key in TrainConfig.__dataclass_fields__}
+        old, new = TrainConfig(**known), config
     for key in FIXED:
         if getattr(old, key) != getattr(new, key):
             raise UserError(
@@ -495,37 +509,6 @@ def start_wandb(config):
     return wandb
 
 
-class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a wish to stop after the step; a second one leaves at once."""
-
-    def __enter__(self):
-        self.name, self.before = None, {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self.note)
-        return self
-
-    def note(self, number, frame):
-        if self.name:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-
-    def agreed(self, world, now):
-        """Whether to stop. Several processes must stop at the same step, so they ask each other, at logged steps."""
-        if world == 1:
-            return self.name is not None
-        if not now:
-            return False
-        if mean_over_processes(torch.tensor(float(self.name is not None))).item() > 0:
-            self.name = self.name or "another process"
-            return True
-        return False
-
-    def __exit__(self, *error):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
 def print_sample(model, identity, config):
     tokenizer = from_identity(identity)
     push = stream(tokenizer)
@@ -539,8 +522,9 @@ def print_sample(model, identity, config):
 
 
 def print_line(line):
-    tqdm.write(line)  # goes above a progress bar
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # a closed terminal or pipe ends no run
+        tqdm.write(line)  # goes above a progress bar
+        sys.stdout.flush()
 
 
 def duration(seconds):
@@ -552,7 +536,7 @@ def duration(seconds):
 @configurator.script
 def main(argv=None):
     config = configurator.load(TrainConfig, sys.argv[1:] if argv is None else argv)
-    result = train(config)
+    result = train(config, neurons.load(config.mlp))
     if result.interrupted:
         sys.exit(128 + getattr(signal, result.interrupted, signal.SIGINT))
 

@@ -17,8 +17,10 @@
 #define EACH for (int k = 0; k < n; k++)
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF)
 #define FMA(a, b, c) __builtin_fmaf(a, b, c)
-#else
-#define FMA(a, b, c) ((a) * (b) + (c)) // without the instruction, fmaf would be a slow call for each element
+#define LESS_PI(a, m) FMA(m, 8.74227766e-8f, FMA(m, -3.14159274f, a)) // a - m pi, pi in two parts
+#else // fmaf would be a slow call for each element
+#define FMA(a, b, c) ((a) * (b) + (c))
+#define LESS_PI(a, m) (float)((a) - (m) * 3.141592653589793)
 #endif
 
 INLINE int32_t bits(float a) { int32_t i; memcpy(&i, &a, 4); return i; }
@@ -35,25 +37,27 @@ INLINE float tanh1(float x) {
 }
 INLINE float sigmoid(float a) { return FMA(0.5f, tanh1(0.5f * a), 0.5f); }
 
-// s, c, t = sin(w x + p), cos(w x + p), tanh(x); c may be NULL. The phase is rounded as torch rounds it and brought to
-// +-pi/2 by taking off pi in three parts (Cody and Waite); the polynomials were fitted there (errors 5e-9 and 5e-8).
-INLINE void parts(IN x, IN w, IN p, OUT s, OUT c, OUT t, int n) {
+// s, t = sin(w x + p), tanh(x), and c = cos(w x + p) unless c is NULL; or, where s is NULL, y = s t + b. The phase is
+// rounded as torch rounds it and brought to +-pi/2, where the polynomials were fitted (errors 5e-9 and 5e-8).
+INLINE void oscillate(IN x, IN w, IN p, IN b, OUT y, OUT s, OUT c, OUT t, int n) {
     int32_t largest = 0;
     EACH {
-        float a = w[k] * x[k] + p[k], turns = FMA(a, 0.318309886f, ROUND), m = turns - ROUND;
-        float r = FMA(m, -1.50995803e-7f, FMA(m, -9.67502594e-4f, FMA(m, -3.140625f, a))), q = r * r;
+        float a = w[k] * x[k] + p[k], turns = FMA(a, 0.318309886f, ROUND), r = LESS_PI(a, turns - ROUND), q = r * r;
         float ps = FMA(q, FMA(q, FMA(q, 2.5996688e-6f, -1.980644161e-4f), 8.333014903e-3f), -0.16666657f);
         float pc = FMA(q, FMA(q, FMA(q, 2.319041657e-5f, -1.385576248e-3f), 4.166396926e-2f), -0.4999993161f);
         int32_t flip = (int32_t)((uint32_t)bits(turns) << 31), size = bits(a) & 0x7fffffff;
+        float sine = from_bits(flip ^ bits(FMA(r * q, ps, r))), th = tanh1(x[k]);
         largest = size > largest ? size : largest;
-        s[k] = from_bits(flip ^ bits(FMA(r * q, ps, r)));
         if (c) c[k] = from_bits(flip ^ bits(FMA(q, pc, 1)));
-        t[k] = tanh1(x[k]);
+        if (s) s[k] = sine, t[k] = th;
+        else y[k] = FMA(sine, th, b[k]);
     }
     if (largest > bits(FAR)) EACH {
         float a = w[k] * x[k] + p[k];
-        if (fabsf(a) > FAR) s[k] = (float)sin(a);
-        if (fabsf(a) > FAR && c) c[k] = (float)cos(a);
+        if (fabsf(a) <= FAR) continue;
+        if (c) c[k] = (float)cos(a);
+        if (s) s[k] = (float)sin(a);
+        else y[k] = FMA((float)sin(a), tanh1(x[k]), b[k]);
     }
 }
 
@@ -94,24 +98,27 @@ void oscillation(int64_t rows, int64_t f, int64_t blocks, int nv, int threads, f
     for (int64_t block = 0; block < blocks; block++) {
         float s[TILE], c[TILE], t[TILE], u[TILE], v[TILE], e[TILE], z[TILE], dz[TILE], s2[TILE], c2[TILE], t2[TILE];
         if (dw) memset(dw + (1 + block) * nv * f, 0, nv * f * sizeof(float));
-        for (int64_t j = 0; j < f; j += TILE)
-            for (int64_t i = rows * block / blocks; i < rows * (block + 1) / blocks; i++) {
+        for (int64_t i = rows * block / blocks; i < rows * (block + 1) / blocks; i++)
+            for (int64_t j = 0; j < f; j += TILE) {
                 int n = f - j < TILE ? f - j : TILE;
                 float *yi = y + i * f + j, *d = dw ? dw + (1 + block) * nv * f + j : NULL;
-                const float *xi = x + i * f + j, *gi = dw ? g + i * f + j : NULL, *sn = s, *tn = t;
-                parts(xi, w[0] + j, w[1] + j, s, dw ? c : NULL, t, n);
+                const float *xi = x + i * f + j, *gi = dw ? g + i * f + j : NULL;
+                if (!dw && nv == 3) oscillate(xi, w[0] + j, w[1] + j, w[2] + j, yi, NULL, NULL, NULL, n);
+                if (!dw && nv == 8) {
+                    oscillate(xi, w[0] + j, w[1] + j, NULL, NULL, s, NULL, t, n);
+                    gate(s, t, w[2] + j, w[3] + j, w[4] + j, threshold, u, v, e, z, n);
+                    oscillate(z, w[5] + j, w[6] + j, w[7] + j, yi, NULL, NULL, NULL, n);
+                }
+                if (!dw) continue;
+                oscillate(xi, w[0] + j, w[1] + j, NULL, NULL, s, c, t, n);
                 if (nv == 8) {
                     gate(s, t, w[2] + j, w[3] + j, w[4] + j, threshold, u, v, e, z, n);
-                    parts(z, w[5] + j, w[6] + j, s2, dw ? c2 : NULL, t2, n);
-                    sn = s2, tn = t2;
-                }
-                if (dw && nv == 8) {
+                    oscillate(z, w[5] + j, w[6] + j, NULL, NULL, s2, c2, t2, n);
                     pull(z, gi, w[5] + j, s2, c2, t2, dz, d + 5 * f, d + 6 * f, d + 7 * f, n);
                     gate_pull(dz, u, v, e, w[3] + j, z, d + 3 * f, d + 4 * f, n);
                     gi = z;
                 }
-                if (dw) pull(xi, gi, w[0] + j, s, c, t, yi, d, d + f, d + 2 * f, n);
-                else EACH yi[k] = FMA(sn[k], tn[k], w[nv - 1][j + k]);
+                pull(xi, gi, w[0] + j, s, c, t, yi, d, d + f, d + 2 * f, n);
             }
     }
     for (int64_t j = 0; dw && j < nv * f; j += TILE) {

@@ -58,9 +58,10 @@ def backend(device):
 def _apply(threshold, x, *vectors):
     if x.ndim == 0 or not x.is_floating_point():
         raise ValueError(f"x: expected floats of shape (..., features), received {x.dtype} of shape {tuple(x.shape)}")
+    features, device = x.shape[-1:], x.device
     for name, v in zip(NAMES, vectors, strict=False):
-        if v.shape != x.shape[-1:] or v.device != x.device:
-            expected = f"shape {tuple(x.shape[-1:])} on {x.device} for x of shape {tuple(x.shape)}"
+        if v.shape != features or v.device != device:
+            expected = f"shape {tuple(features)} on {device} for x of shape {tuple(x.shape)}"
             raise ValueError(f"{name}: expected {expected}, received shape {tuple(v.shape)} on {v.device}")
     return _Oscillation.apply(threshold, x, *vectors)
 
@@ -76,7 +77,7 @@ class _Oscillation(torch.autograd.Function):
     def backward(ctx, grad):
         x, *vectors = ctx.saved_tensors
         dx, sums = _choose(x)(x, vectors, ctx.threshold, grad)
-        return None, dx, *[d.to(v.dtype) for d, v in zip(sums, vectors, strict=True)]
+        return None, dx, *sums.unbind()
 
 
 def _choose(x):
@@ -110,10 +111,10 @@ def _kernel(device_type):
 
 def _plain(x, vectors, threshold, grad):
     """
-    (y, None) without grad; with grad, the gradient of y, (dx, sums), where sums: (vectors, features), holds theirs.
+    What every kernel does: (y, None) without grad, and (dx, sums) with grad, the gradient of y.
 
-    vectors: omega, phi, baseline and, for the gated form, gain, offset, omega2, phi2, baseline2. The kernels are called
-    alike.
+    vectors: omega, phi, baseline and, for the gated form, gain, offset, omega2, phi2, baseline2. sums: (3 or 8,
+    features) are their gradients.
     """
     if grad is None and len(vectors) == 8:
         return oscillate_gated_plain(x, *vectors[:5], threshold, *vectors[5:]), None

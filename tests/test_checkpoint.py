@@ -2,12 +2,15 @@
 
 import os
 import random
+import re
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 import checkpoint
+import durable
 from configurator import UserError
 from model_bio import GPT, GPTConfig, model_args
 from train import train
@@ -31,9 +34,9 @@ def logits(model):
 
 def test_atomic_write_leaves_the_old_file_where_writing_fails(tmp_path):
     path = tmp_path / "a" / "file"
-    with checkpoint.atomic_write(path) as file:
+    with durable.atomic_write(path) as file:
         file.write(b"old")
-    with pytest.raises(RuntimeError), checkpoint.atomic_write(path) as file:
+    with pytest.raises(RuntimeError), durable.atomic_write(path) as file:
         file.write(b"new")
         raise RuntimeError
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file"]
@@ -62,7 +65,6 @@ def test_damage_is_always_detected_and_the_previous_checkpoint_used(tiny, damage
     whole = train(config)
     path = Path(whole.out_dir) / "ckpt.pt"
     intact, draw = path.read_bytes(), random.Random(1)
-    found = []
     for _ in range(20 if damage == "truncate" else 40):
         content = bytearray(intact)
         if damage == "truncate":
@@ -70,18 +72,77 @@ def test_damage_is_always_detected_and_the_previous_checkpoint_used(tiny, damage
         else:
             content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         path.write_bytes(content)
-        try:
+        with pytest.raises(UserError, match=r"ckpt\.pt is (truncated|damaged)"):
             checkpoint.read(path)
-        except UserError as error:
-            found.append(str(error))
         restored, source = checkpoint.read_last(whole.out_dir)
-        assert (source.name, restored["iter_num"]) in (("ckpt.prev.pt", 3), ("ckpt.pt", 6))
-    # a flipped bit may lie in a header field or in padding that no checksum covers and nobody reads
-    assert len(found) >= (20 if damage == "truncate" else 30)
-    assert all(
-        ("truncated" in sentence or "damaged" in sentence or "not a checkpoint" in sentence) for sentence in found
-    )
-    assert "going on from" in capsys.readouterr().out
+        assert (source.name, restored["iter_num"]) == ("ckpt.prev.pt", 3)
+        assert re.search(r"ckpt\.pt is (truncated|damaged).*; going on from .*ckpt\.prev\.pt", capsys.readouterr().out)
+
+
+def test_a_flip_of_any_byte_is_detected_and_our_seal_is_an_ordinary_zip_comment(tmp_path):
+    path = tmp_path / "x.pt"
+    checkpoint.save(path, {"model": {"a": torch.ones(2)}, "model_args": {}})
+    intact, draw = path.read_bytes(), random.Random(1)
+    assert zipfile.ZipFile(path).comment == checkpoint.SEAL[2:] + intact[-64:]
+    assert torch.equal(torch.load(path, weights_only=True)["model"]["a"], torch.ones(2))
+    assert torch.equal(torch.load(path, weights_only=True, mmap=True)["model"]["a"], torch.ones(2))
+    for place in range(len(intact)):  # headers, padding and the seal itself too
+        content = bytearray(intact)
+        content[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        with pytest.raises(UserError):
+            checkpoint.read(path)
+    for content in (intact + b"x", intact[:-1], intact[: -len(checkpoint.SEAL) - 64] + b"\0\0"):
+        path.write_bytes(content)
+        with pytest.raises(UserError):
+            checkpoint.read(path)
+
+
+def test_damage_to_what_a_foreign_checkpoint_holds_is_detected(tmp_path):
+    path = tmp_path / "ckpt.pt"
+    torch.save({"model": {"a": torch.ones(999)}, "model_args": {}}, path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(torch.ones(9).numpy().tobytes(), b"x" * 36, 1))
+    with pytest.raises(UserError, match="is damaged: the checksum of .*data/0 is wrong"):
+        checkpoint.read(path)
+
+
+def test_a_checkpoint_takes_the_place_of_another_only_when_it_reads_back_right(tiny, monkeypatch):
+    train(tiny())
+    before = {path: path.read_bytes() for path in Path(tiny().out_dir).glob("*.pt")}
+    write = checkpoint.Hashing.write
+
+    def flipped(self, data):  # the disk keeps something else than it was given
+        write(self, data)
+        self.file.seek(-1, 1)
+        self.file.write(bytes([bytes(data)[-1] ^ 1]))
+
+    monkeypatch.setattr(checkpoint.Hashing, "write", flipped)
+    with pytest.raises(UserError, match=r"cannot write .*: the disk gives back other bytes than were written"):
+        train(tiny(init_from="resume", max_iters=9))
+    assert {path: path.read_bytes() for path in Path(tiny().out_dir).glob("*.pt")} == before
+
+
+def test_a_damaged_checkpoint_never_becomes_the_previous_one(tiny, capsys):
+    out = Path(train(tiny()).out_dir)
+    content = bytearray((out / "ckpt.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / "ckpt.pt").write_bytes(content)
+    assert train(tiny(init_from="resume", eval_only=True)).steps == 3
+    assert (out / "ckpt.pt").read_bytes() == content  # evaluating moves nothing
+    train(tiny(init_from="resume", max_iters=6))
+    assert (out / "ckpt.damaged.pt").read_bytes() == content
+    assert [checkpoint.read(out / name)["iter_num"] for name in ("ckpt.pt", "ckpt.prev.pt")] == [6, 3]
+    assert "ckpt.pt is damaged" in capsys.readouterr().out
+
+
+def test_what_a_killed_run_left_is_cleared_and_nothing_else(tiny, capsys):
+    out = Path(train(tiny()).out_dir)
+    for name in ("ckpt.pt.123.tmp", "best.pt.9.tmp", "config.json.7.tmp", "notes.tmp", "ckpt.pt.tmp", "x.pt.1.tmp"):
+        (out / name).touch()
+    train(tiny(init_from="resume", max_iters=7))
+    assert {path.name for path in out.glob("*.tmp")} == {"notes.tmp", "ckpt.pt.tmp", "x.pt.1.tmp"}
+    assert capsys.readouterr().out.count("which was being written when the run ended") == 3
 
 
 class Runs:
@@ -114,6 +175,13 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
         ([1, 2], "not a checkpoint of a GPT"),
         ({"model": {}, "model_args": {"n_head": 5}}, "does not fit a model here: n_head=5"),
         ({"model": {"x": torch.ones(2)}, "model_args": {"n_layer": 1, "n_embd": 12}}, "does not fit a model here"),
+        ({"model": [1], "model_args": {}}, "does not fit a model here"),
+        ({"model": {1: 2}, "model_args": {}}, "does not fit a model here"),
+        ({"model": {}, "model_args": "big"}, "does not fit a model here"),
+        ({"model": {}, "model_args": {"n_layer": "three"}}, "does not fit a model here"),
+        ({"model": {}, "model_args": {"use_bio_mlp": "x"}}, "does not fit a model here"),
+        ({"model": {}, "model_args": {"mlp": ["gelu"]}}, "does not fit a model here"),
+        ({"model": {}, "model_args": {"n_layer": 10**12}}, "has the weights of 0 layers, and n_layer=1000000000000"),
     ],
 )
 def test_what_is_no_checkpoint_is_one_sentence(tmp_path, content, message):
@@ -129,6 +197,39 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path, content, message):
         checkpoint.load_model(tmp_path / "other.pt")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab_size": 10**15},
+        {"block_size": 10**15},
+        {"n_embd": 10**9},
+        {"position": "rope", "block_size": 10**15},
+        {"tokenizer": [3]},
+        {"tokenizer": {"kind": "char", "characters": 5}},
+        {"config": 7},
+        {"iter_num": "many"},
+        {"best_val_loss": torch.ones(3)},
+        {"model": {"lm_head.weight": torch.zeros(11, 8)}},  # not tied
+        {"model": {"more": torch.zeros(1)}},
+        {"model": {"transformer.wte.weight": 5}},
+    ],
+)
+def test_plain_values_that_lie_are_one_sentence(tmp_path, changes):
+    model = small(**{key: "rope" for key in changes if key == "position"})
+    content = {"model": model.state_dict(), "model_args": model_args(model.config)}
+    for key, value in changes.items():
+        if key == "model":
+            content["model"] |= value
+        elif key in content["model_args"]:
+            content["model_args"][key] = value
+        else:
+            content[key] = value
+    torch.save(content, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError) as error:
+        checkpoint.load_model(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
 # --- foreign checkpoints, built here under the names that exist in the wild ---
 
 
@@ -141,6 +242,7 @@ def test_nanogpts_checkpoint(tmp_path, bias, prefix):
         for k in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
     }
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    state[prefix + "transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8)  # the causal mask of older files
     extra = {"optimizer": {}, "iter_num": 4, "best_val_loss": torch.tensor(2.5), "config": {"dataset": "x"}}
     torch.save({"model": state, "model_args": args} | extra, tmp_path / "ckpt.pt")
     loaded, meta = checkpoint.load_model(tmp_path)

@@ -1,5 +1,6 @@
 """The model against its equations, an independent GPT-2, and the invariants of the design."""
 
+import copy
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 import model_bio
+from kernels.muon import Muon, orthogonalise
 from model_bio import ACTIVATIONS, GPT, BioMLP, GPTConfig, OscillatingNeuron, SparseEventGate, model_args
 
 
@@ -19,6 +21,7 @@ VARIANTS = [
     *({"mlp": "bio", "bio_gate": gate} for gate in ("none", "feature", "dense")),
     {"mlp": "bio", "position": "rope", "use_rmsnorm": True, "bias": False},
     {"mlp": "bio", "position": "none"},
+    {"mlp": "gelu", "position": "rope", "qk_norm": True},
 ]
 
 
@@ -324,6 +327,46 @@ def test_only_matrices_decay():
     }
     assert vectors <= {id(p) for p in free["params"]}
     assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_muon_orthogonalises_and_reports_one_state():
+    matrices = torch.randn(3, 20, 8) * torch.tensor([1e-4, 1.0, 1e4])[:, None, None]
+    for g in (matrices, matrices.mT):
+        singular = torch.linalg.svdvals(orthogonalise(g))
+        assert singular.min() > 0.3 and singular.max() < 1.3
+        left, _, right = torch.linalg.svd(g, full_matrices=False)
+        assert ((orthogonalise(g) * (left @ right)).sum((1, 2)) / 8 > 0.6).all()  # it points where UV^T does
+    models = [GPT(small(mlp="bio"), seed=1) for _ in range(2)]
+    first, second = (m.configure_optimizers(0.1, 1e-2, (0.9, 0.99), "cpu", "muon") for m in models)
+    x = ids(2, 16)
+
+    def steps(model, optimizer, count):
+        for _ in range(count):
+            model(x, x)[1].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    before = {name: p.clone() for name, p in models[0].named_parameters()}
+    steps(models[0], first, 3)
+    for name, parameter in models[0].named_parameters():
+        change = parameter - before[name]
+        assert change.abs().max() > 0, name
+        if parameter.dim() == 2 and name.startswith("transformer.h."):
+            assert len(first.state[parameter]) == 1  # one moment where AdamW keeps two
+    models[1].load_state_dict(models[0].state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    steps(models[0], first, 2)
+    steps(models[1], second, 2)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_muons_update_has_adamws_size():
+    weight = nn.Parameter(torch.zeros(64, 32))
+    optimizer = Muon([weight], [{"params": [nn.Parameter(torch.zeros(1))]}], 0.5, (0.9, 0.99), 0.0, fused=False)
+    weight.grad = torch.randn(64, 32)
+    optimizer.step()
+    assert weight.square().mean().sqrt().item() == pytest.approx(0.5 * 0.2, rel=0.25)  # lr times AdamW's usual RMS
 
 
 def test_crop_block_size():

@@ -49,9 +49,8 @@ def test_a_run_learns_and_writes_what_the_design_says(tiny, capsys):
     assert {p.name for p in out.iterdir()} == {"ckpt.pt", "ckpt.prev.pt", "best.pt", "metrics.jsonl", "config.json"}
     assert lines(out) == result.history
     logged, evaluated = lines(out)[0], lines(out)[30]
-    assert {"step", "tokens", "seconds", "lr", "loss", "grad_norm", "ms", "tokens_per_second", "event_rate"} == set(
-        logged
-    )
+    common, timed = {"step", "tokens", "seconds", "lr"}, {"ms", "tokens_per_second", "peak_mb"}
+    assert set(logged) == common | timed | {"loss", "grad_norm", "skipped", "event_rate"}
     assert {"step", "tokens", "seconds", "lr", "val_loss", "val_stderr", "train_loss"} == set(evaluated)
     assert len(logged["event_rate"]) == 2 and logged["tokens"] == 128
     resolved = json.loads((out / "config.json").read_text())
@@ -114,7 +113,7 @@ def test_stopped_and_resumed_is_never_stopped(tiny, monkeypatch, changes):
     with open(Path(cut.out_dir) / "metrics.jsonl", "a") as file:  # as if killed some steps after the checkpoint
         file.write('{"step": 8}\n')
     train(tiny(max_iters=12, init_from="resume", **changes))
-    clocks = ("seconds", "ms", "tokens_per_second")
+    clocks = ("seconds", "ms", "tokens_per_second", "peak_mb")
     found = [
         [{k: v for k, v in line.items() if k not in clocks} for line in part]
         for part in (lines(cut.out_dir), expected[0])

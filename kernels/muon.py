@@ -1,0 +1,65 @@
+"""Muon for the matrices of the blocks, AdamW for the rest, in one optimizer."""
+
+import math
+from collections import defaultdict
+
+import torch
+
+
+@torch.no_grad()
+def orthogonalise(g, steps=5):
+    """
+    Matrices near g whose singular values are all near 1, by a quintic Newton-Schulz iteration (Jordan et al., 2024).
+
+    g: (n, rows, columns) -> same shape and dtype. On CUDA it runs in bfloat16, which suffices; on a CPU in float32,
+    since most CPUs only emulate bfloat16: torch.optim.Muon, which always takes it, is many times slower there.
+    """
+    x = g.bfloat16() if g.is_cuda else g.float()
+    tall = x.size(-2) > x.size(-1)
+    x = x.mT if tall else x  # the smaller Gram matrix
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return (x.mT if tall else x).to(g.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """
+    Momentum whose update is orthogonalised: W <- (1 - lr·decay)·W - lr·0.2·sqrt(max(rows, columns))·O(momentum).
+
+    The factor makes updates as large as AdamW's, so that one learning rate and decay serve both (Liu et al., 2025). Of
+    AdamW's two moments a matrix keeps one. betas[0] is the momentum, in Nesterov's form, of both.
+
+    matrices: parameters with two dimensions. rest: parameter groups for torch's AdamW.
+    """
+
+    def __init__(self, matrices, rest, lr, betas, weight_decay, fused):
+        self.adamw = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=fused)
+        super().__init__([{"params": matrices, "weight_decay": weight_decay, "momentum": betas[0]}], {"lr": lr})
+        self.param_groups += self.adamw.param_groups
+        self.adamw.state = self.state  # one state, so that a checkpoint holds both
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self.adamw.param_groups, self.adamw.state = self.param_groups[1:], self.state
+
+    @torch.no_grad()
+    def step(self):
+        group = self.param_groups[0]
+        alike = defaultdict(list)  # matrices of one shape are orthogonalised together
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                alike[parameter.shape].append(parameter)
+        for shape, parameters in alike.items():
+            gradients = [p.grad for p in parameters]
+            for p in parameters:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            moments = [self.state[p]["momentum"] for p in parameters]
+            torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
+            ahead = torch._foreach_lerp(gradients, moments, group["momentum"])
+            updates = orthogonalise(torch.stack(ahead)).unbind()
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parameters, updates, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
+        self.adamw.step()

@@ -1,0 +1,224 @@
+"""Runs of an experiment: each in a process of its own, and the file that keeps what came of them."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+from dataclasses import replace
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import neurons
+from configurator import UserError
+from dataset import Dataset
+from device import peak_memory
+from guard import Diverged
+from train import duration, print_line, train, window_losses
+
+BLOCK = 4096  # validation tokens in a block; blocks belong to the tuning half and to the reporting half by turns
+FIRST = 20  # steps whose losses tell whether the code still computes what it did, and that are timed
+
+
+class Ledger:
+    """runs.jsonl: one JSON object a line, by kind and key. A line that a crash cut short is passed over."""
+
+    def __init__(self, path):
+        self.path, self.records = Path(path), {}
+        text = self.path.read_bytes() if self.path.exists() else b""
+        for line in text.splitlines():
+            try:
+                record = json.loads(line)
+                self.records[record["kind"], record["key"]] = record
+            except (ValueError, TypeError, KeyError):
+                print(f"warning   a damaged line of {self.path} is passed over: {line[:40]!r}")
+        if text and not text.endswith(b"\n"):
+            self._append(b"\n")
+
+    def get(self, kind, key):
+        return self.records.get((kind, key))
+
+    def add(self, kind, key, **content):
+        record = self.records[kind, key] = {"kind": kind, "key": key, **content}
+        self._append(json.dumps(record).encode() + b"\n")
+
+    def _append(self, line):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Progress:
+    """A bar over all runs, weighted by the time that each is expected to take, and a line for each that ends."""
+
+    def __init__(self, runs):
+        self.total, self.ended, self.done, self.start = len(runs), 0, 0.0, time.perf_counter()
+        self.work = sum(map(self.cost, runs))
+        form = "{percentage:3.0f} % |{bar}| {elapsed}, {remaining} left"
+        self.bar = tqdm(total=self.work, bar_format=form, smoothing=0, leave=False, disable=not sys.stderr.isatty())
+
+    @staticmethod
+    def cost(run):
+        return run.config.max_iters * (run.arm.ms if run.arm.ms == run.arm.ms else 1.0)
+
+    def skip(self, run):
+        self.ended, self.work = self.ended + 1, self.work - self.cost(run)
+        self.bar.total = self.work
+
+    def end(self, run, what):
+        self.ended, self.done = self.ended + 1, self.done + self.cost(run)
+        self.bar.update(self.cost(run))
+        left = (time.perf_counter() - self.start) * max(0.0, self.work - self.done) / self.done
+        print_line(f"{self.ended:>5}/{self.total} {run}: {what}  {duration(left)} left")
+
+
+# --- what a process does ---
+
+
+def one_run(config, keep):
+    """
+    Train as the config says, its device and dtype resolved -> what runs.jsonl keeps. A run that diverged has losses of
+    None: that is an outcome, no failure. keep: path for best.pt.
+    """
+    here = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    try:
+        return here | train_and_judge(replace(config, max_blowup=None), keep)
+    except Diverged as error:
+        nothing = dict.fromkeys(("val_tuning", "val_reporting", "train_loss", "peak_mb"))
+        return here | nothing | {"diverged": str(error), "curve": [], "first_losses": []}
+
+
+def train_and_judge(config, keep):
+    device = torch.device(config.device)
+    before = 0.0 if device.type == "cuda" else peak_memory(device)  # a fresh process's own
+    neuron = neurons.load(config.mlp)
+    result = train(config, neuron)
+    if result.interrupted:
+        raise UserError(f"stopped by {result.interrupted}")
+    model, _ = checkpoint.load_model(Path(config.out_dir, "ckpt.pt"), config.device, neuron)
+    data = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
+    data.check_ids(model.config.vocab_size)
+    starts = data.fixed_windows("val", 0)
+    losses = window_losses(model, data, "val", starts, device, getattr(torch, config.dtype)).numpy()
+    if not np.isfinite(losses).all():
+        raise Diverged("the validation loss is not finite")
+    half = halves(len(starts), config.block_size)
+    if keep:
+        Path(keep).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(Path(config.out_dir, "best.pt"), keep)
+    logged = [line for line in result.history if "ms" in line]
+    return {
+        "val_tuning": losses[half == 0].mean(),
+        "val_reporting": losses[half == 1].mean(),
+        "train_loss": result.train_loss,
+        "peak_mb": logged[0]["peak_mb"] - round(before),  # before the first evaluation, whose batches are larger
+        "skipped": logged[-1]["skipped"],
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 2),
+        "curve": [[line["tokens"], line["val_loss"]] for line in result.history if "val_loss" in line],
+        "first_losses": result.first_losses,
+    }
+
+
+def halves(windows, block_size):
+    """To which half of validation each window belongs: (windows,) of 0, tuning, and 1, reporting."""
+    return np.arange(windows) // max(1, BLOCK // block_size) % 2
+
+
+def bursts(configs, rounds):
+    """
+    Take the first steps of each config by turns, `rounds` times -> for each (its first losses, some milliseconds a
+    step), both empty for one that fails.
+    """
+    found = [([], []) for _ in configs]
+    for _ in range(rounds):
+        for config, (first, ms) in zip(configs, found, strict=True):
+            short = min(FIRST, config.max_iters)
+            cut = {"max_iters": short, "lr_decay_iters": config.lr_decay_iters or config.max_iters}
+            config = replace(config, **cut, max_blowup=None, log_interval=5, eval_interval=short, eval_iters=1)
+            shutil.rmtree(config.out_dir, ignore_errors=True)
+            try:
+                result = train(config, neurons.load(config.mlp))
+            except Exception:
+                traceback.print_exc()
+                continue
+            first[:] = result.first_losses
+            timed = [line["ms"] for line in result.history if "ms" in line]
+            ms += timed[1:] or timed  # the first steps warm up
+    return found
+
+
+# --- processes ---
+
+
+def attempt(function, arguments):
+    """-> (outcome, None), or (None, a sentence that says what went wrong)."""
+    try:
+        return function(*arguments), None
+    except UserError as error:
+        return None, str(error)
+    except Exception as error:
+        traceback.print_exc()
+        return None, f"{type(error).__name__}: {error}"
+
+
+def work(function, arguments, folder, threads, sender):
+    """The life of a child process: send what `attempt` gives. What it prints goes to folder/log."""
+    parent = multiprocessing.parent_process().sentinel
+    threading.Thread(target=lambda: wait([parent]) and os._exit(1), daemon=True).start()  # die with the parent
+    torch.set_num_threads(threads)
+    with open(Path(folder, "log"), "w", buffering=1, encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        sender.send(attempt(function, arguments))
+
+
+def run_all(tasks, jobs, threads, done):
+    """
+    tasks: [(what, function, arguments, folder)], each done in a process of its own, `jobs` at a time; or, where jobs is
+    0, one after another in this one. Calls done(what, outcome, error) as each one ends.
+
+    Processes are spawned: CUDA does not survive a fork.
+    """
+    for _, _, _, folder in tasks:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    if jobs == 0:
+        for what, function, arguments, _ in tasks:
+            done(what, *attempt(function, arguments))
+        return
+    context, waiting, running = multiprocessing.get_context("spawn"), list(tasks), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                what, function, arguments, folder = waiting.pop(0)
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=work, args=(function, arguments, folder, threads, sender))
+                process.start()
+                sender.close()
+                running[receiver] = what, process
+            for receiver in wait(list(running)):
+                what, process = running[receiver]
+                try:
+                    outcome, error = receiver.recv()
+                except EOFError:  # killed, perhaps for want of memory
+                    outcome, error = None, "its process was killed"
+                process.join()
+                del running[receiver]
+                done(what, outcome, error)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.join(10)
+            process.kill()

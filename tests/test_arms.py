@@ -1,0 +1,206 @@
+"""The arms that the oscillation is judged against, and the dendritic unit: equations, sizes, starts."""
+
+import math
+
+import pytest
+import torch
+
+import checkpoint
+from model_bio import ACTIVATIONS, GPT, MLP, DendriticMLP, GPTConfig, Snake
+from train import train
+
+NEW = ("relu2", "swiglu", "snake", "gcu", "dendritic")
+BETAS = ("layer", "unit", "channel", "fixed")
+
+
+def small(**changes):
+    return GPTConfig(**{"block_size": 16, "vocab_size": 31, "n_layer": 2, "n_head": 2, "n_embd": 16} | changes)
+
+
+def dendrites(**changes):
+    """A block far from its start, so that a mistake shows."""
+    block = DendriticMLP(small(mlp="dendritic", **changes))
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    return block
+
+
+# --- equations ---
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("K", [2, 3])
+def test_dendritic_unit_is_its_equation(beta, K):
+    block = dendrites(dendritic_branches=K, dendritic_beta=beta)
+    x = torch.randn(5, 16)
+    hidden = block.c_proj.in_features
+    rows, offsets = block.c_fc.weight.view(K, hidden, 16), block.c_fc.bias.view(K, hidden)
+    sharpness = {"unit": lambda k, j: j, "channel": lambda k, j: k * hidden + j}.get(beta, lambda k, j: 0)
+    expected = torch.zeros(5, hidden)
+    for t in range(5):
+        for j in range(hidden):
+            z = [(rows[k, j] @ x[t] + offsets[k, j]).item() for k in range(K)]
+            weight = [math.exp(math.exp(block.log_beta[sharpness(k, j)].item()) * z[k]) for k in range(K)]
+            expected[t, j] = sum(w * v for w, v in zip(weight, z, strict=True)) / sum(weight)
+    torch.testing.assert_close(block(x), block.c_proj(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_dendritic_beta_goes_from_the_mean_to_the_maximum():
+    x, block = torch.randn(7, 16), dendrites(dendritic_branches=4)
+    z = block.c_fc(x).unflatten(-1, (4, -1))
+    for log_beta, expected in ((-30.0, z.mean(1)), (9.0, z.amax(1))):
+        with torch.no_grad():
+            block.log_beta.fill_(log_beta)
+        torch.testing.assert_close(block(x), block.c_proj(expected), atol=2e-3, rtol=0)
+
+
+def test_dendritic_block_has_no_other_nonlinearity():
+    block, (a, b) = dendrites(), torch.randn(2, 7, 16)
+    with torch.no_grad():
+        block.log_beta.fill_(-30.0)  # no competition: what is left must be affine
+    torch.testing.assert_close(block(a + b), block(a) + block(b) - block(0 * a), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["relu2", "gcu", "snake", "swiglu"])
+def test_controls_are_their_equations(name):
+    neuron, x = ACTIVATIONS[name](6), torch.linspace(-3, 3, 30).view(5, 6)
+    if name == "snake":
+        with torch.no_grad():
+            neuron.a.copy_(torch.linspace(0.3, 2, 6))
+    expected = {
+        "relu2": lambda row: [max(0, v) ** 2 for v in row],
+        "gcu": lambda row: [v * math.cos(v) for v in row],
+        "snake": lambda row: [
+            v + math.sin(a * v) ** 2 / a for v, a in zip(row, torch.linspace(0.3, 2, 6), strict=True)
+        ],
+        "swiglu": lambda row: [v / (1 + math.exp(-v)) * u for v, u in zip(row[:3], row[3:], strict=True)],
+    }[name]
+    torch.testing.assert_close(neuron(x), torch.tensor([expected(row) for row in x.tolist()]), atol=1e-5, rtol=1e-5)
+
+
+def test_snake_survives_a_frequency_of_zero():
+    neuron, x = Snake(3), torch.randn(4, 3)
+    with torch.no_grad():
+        neuron.a.zero_()
+    neuron(x).sum().backward()
+    torch.testing.assert_close(neuron(x), x)
+    assert neuron.a.grad.isfinite().all()
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize("width", [64, 128, 192, 384, 768])
+@pytest.mark.parametrize("bias", [False, True])
+def test_every_arm_has_the_parameters_of_gelu(width, bias):
+    arms = [{"mlp": mlp} for mlp in (*ACTIVATIONS, "swiglu")]
+    arms += [
+        {"mlp": "dendritic", "dendritic_branches": K, "dendritic_beta": beta} for K in (2, 3, 4, 8) for beta in BETAS
+    ]
+    with torch.device("meta"):
+        control = MLP(small(n_embd=width, bias=bias), ACTIVATIONS["gelu"])
+        expected = sum(p.numel() for p in control.parameters())
+        for arm in arms:
+            block = GPT(small(n_embd=width, bias=bias, n_layer=1, **arm), seed=0).transformer.h[0].mlp
+            assert sum(p.numel() for p in block.parameters()) == pytest.approx(expected, rel=0.01), arm
+
+
+def test_matched_blocks_at_gpt2s_width_are_what_the_papers_say():
+    with torch.device("meta"):
+        assert GPT(small(mlp="swiglu", n_embd=768, bias=False)).transformer.h[0].mlp.c_proj.in_features == 2048  # 8/3
+        assert GPT(small(mlp="dendritic", n_embd=768, bias=False)).transformer.h[0].mlp.c_proj.in_features == 2048
+        assert GPT(small(n_embd=516)).transformer.h[0].mlp.c_proj.in_features == 2064  # the control is never rounded
+
+
+# --- starts ---
+
+
+@pytest.mark.parametrize("arm", NEW)
+def test_arms_share_every_weight_that_both_have(arm):
+    gelu, other = (dict(GPT(small(mlp=mlp), seed=5).named_parameters()) for mlp in ("gelu", arm))
+    shared = [name for name in gelu if name in other and gelu[name].shape == other[name].shape]
+    assert all(torch.equal(gelu[name], other[name]) for name in shared)
+    assert {n for n in gelu if "mlp" not in n} <= set(shared)
+    if arm not in ("swiglu", "dendritic"):
+        assert set(gelu) <= set(shared)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_beta_starts_where_it_is_told_and_is_not_decayed(beta):
+    model = GPT(small(mlp="dendritic", dendritic_branches=3, dendritic_beta=beta, dendritic_beta_init=8.0), seed=0)
+    block = model.transformer.h[0].mlp
+    hidden = block.c_proj.in_features
+    assert block.log_beta.numel() == {"layer": 1, "unit": hidden, "channel": 3 * hidden, "fixed": 1}[beta]
+    torch.testing.assert_close(block.log_beta.exp(), torch.full_like(block.log_beta, 8.0))
+    optimizer = model.configure_optimizers(10.0, 1.0, (0.9, 0.99), "cpu")
+    x = torch.randint(31, (2, 16))
+    model(x, x)[1].backward()
+    undecayed = {id(p) for p in optimizer.param_groups[1]["params"]}
+    assert optimizer.param_groups[1]["weight_decay"] == 0
+    if beta == "fixed":
+        before = block.log_beta.clone()
+        optimizer.step()
+        assert block.log_beta.grad is None and torch.equal(before, block.log_beta)
+    else:
+        assert id(block.log_beta) in undecayed and block.log_beta.grad.abs().max() > 0
+        optimizer.step()
+        assert (block.log_beta.exp() > 0).all()
+
+
+def test_snake_starts_at_one_and_is_not_decayed():
+    model = GPT(small(mlp="snake"), seed=0)
+    a = model.transformer.h[1].mlp.neuron.a
+    assert torch.equal(a, torch.ones(64))
+    assert id(a) in {id(p) for p in model.configure_optimizers(0.1, 1.0, (0.9, 0.99), "cpu").param_groups[1]["params"]}
+
+
+# --- what is read off a dendritic block ---
+
+
+def test_branch_usage_counts_the_winners():
+    block = dendrites(dendritic_branches=4)
+    x = torch.randn(3, 50, 16)
+    z = block.c_fc(x).view(150, 4, -1)
+    usage, effective = block.branch_usage(x)
+    expected = torch.stack([(z.argmax(1) == k).float().mean(0) for k in range(4)])
+    torch.testing.assert_close(usage, expected)
+    shares = expected[:, 0][expected[:, 0] > 0].tolist()
+    assert effective[0].item() == pytest.approx(math.exp(-sum(s * math.log(s) for s in shares)), rel=1e-4)
+    with torch.no_grad():
+        block.c_fc.bias.view(4, -1)[2] += 1e4  # one branch always wins: three are dead
+    usage, effective = block.branch_usage(x)
+    assert torch.equal(usage[2], torch.ones_like(usage[2]))
+    torch.testing.assert_close(effective, torch.ones_like(effective))
+
+
+# --- in a model ---
+
+
+@pytest.mark.parametrize("mlp", NEW)
+def test_arms_train_save_and_load(tiny, mlp):
+    result = train(tiny(mlp=mlp, max_blowup=None, max_iters=10, learning_rate=3e-2))
+    lines = [line["loss"] for line in result.history if "loss" in line]
+    assert lines[-1] < lines[0]
+    model, meta = checkpoint.load_model(f"{result.out_dir}/best.pt")
+    assert model.config.mlp == mlp and meta["origin"] == "WiggleGPT"
+    x = torch.zeros(1, 5, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.transformer.h[0].mlp(torch.randn(2, 3, 16)).dtype == torch.bfloat16
+    torch.testing.assert_close(
+        model.generate(x, 20, temperature=0), model.generate(x, 20, temperature=0, use_cache=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dendritic_branches": 1}, "dendritic_branches=1.*at least 2"),
+        ({"dendritic_beta_init": 0.0}, "dendritic_beta_init=0.0.*above 0"),
+        ({"dendritic_beta_init": math.inf}, "above 0"),
+        ({"dendritic_beta": "head"}, "dendritic_beta='head' is unknown: choose one of layer, unit, channel, fixed"),
+    ],
+)
+def test_what_no_dendrite_can_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small(mlp="dendritic", **changes)
