@@ -83,7 +83,7 @@ def parse(argv):
     add("--jobs", type=int, default=1, help="runs at a time, cores divided among them (default 1); 0: in this process")
     add("--out_dir", help="folder of runs.jsonl and the report (default: out/compare/CONFIG-KEY)")
     add("--reuse", metavar="FILE", help="runs.jsonl of another comparison, whose matching runs are not repeated")
-    add("--keep", action="store_true", help="keep best.pt of each reporting run, in OUT/checkpoints")
+    add("--keep", action="store_true", help="keep best.pt and metrics.jsonl of each reporting run, in OUT/kept")
     add("--report", action="store_true", help="write the report of the finished runs, run nothing")
     options, words = parser.parse_known_args(argv)
     if not (1 <= options.seeds <= TUNING_SEEDS and 1 <= options.tuning_seeds <= TUNING_SEEDS and options.jobs >= 0):
@@ -124,13 +124,6 @@ def prepare(study):
         if limit is not None and shape.mlp != "gelu" and not study.options.report:
             device, dtype = torch.device(arm.config.device), getattr(torch, arm.config.dtype)
             blowup.alarm(shape, limit, False, device, dtype, arm.neuron, print_line)
-
-
-def finished(ledger, run):
-    """The record of a run that is done, or None. Keys that have come since must be at their defaults: see key_of."""
-    record = ledger.get("run", run.key)
-    alike = record and all(record["settings"].get(key, value) == value for key, value in run.settings.items())
-    return record if alike else None
 
 
 def alone(study, function, arguments, what):
@@ -189,7 +182,7 @@ def share_budget(study):
 
 def check(study, ledger, runs):
     """Raise UserError unless the first losses of a finished run of each arm come out again as they were."""
-    kept = [run for run in runs if (record := finished(ledger, run)) and record["first_losses"]]
+    kept = [run for run in runs if (record := ledger.finished(run)) and record["first_losses"]]
     known = list({run.arm.name: run for run in reversed(kept)}.values())
     if not known:
         return
@@ -197,7 +190,7 @@ def check(study, ledger, runs):
     found = alone(study, bursts, ([replace(run.config, out_dir=folder) for run in known], 1), "check")
     found = found or [([], [])] * len(known)
     for run, (losses, _) in zip(known, found, strict=True):
-        before = finished(ledger, run)["first_losses"]
+        before = ledger.finished(run)["first_losses"]
         apart = max((abs(a - b) / abs(b) for a, b in zip(losses, before, strict=False)), default=float("inf"))
         if apart > TOLERANCE:
             raise UserError(
@@ -225,12 +218,12 @@ def do(study, ledger, runs, progress):
     tasks = {}
     for run in runs:
         folder = study.out_dir / "running" / run.key
-        if run.key in tasks or finished(ledger, run):
+        if run.key in tasks or ledger.finished(run):
             progress.skip(run)
             continue
         shutil.rmtree(folder, ignore_errors=True)
         keep = study.options.keep and run.stage == "reporting"
-        kept = study.out_dir / "checkpoints" / f"{run.arm.name}-{run.seed}.pt" if keep else None
+        kept = study.out_dir / "kept" / f"{run.arm.name}-{run.seed}" if keep else None
         tasks[run.key] = run, one_run, (replace(run.config, out_dir=str(folder / "run")), kept), folder
     run_all(list(tasks.values()), study.options.jobs, study.threads, done)
 
@@ -239,7 +232,7 @@ def tune(study, ledger, runs):
     """Take, for each arm, the value of the tuned key with the lowest mean loss on the tuning half."""
     for arm in study.arms:
         for value in study.values:
-            records = [finished(ledger, run) for run in runs if run.arm is arm and run.value == value]
+            records = [ledger.finished(run) for run in runs if run.arm is arm and run.value == value]
             losses = [record["val_tuning"] for record in records if record]
             if losses and len(losses) == len(records):
                 arm.tuning[value] = statistics.mean(float("inf") if loss is None else loss for loss in losses)
@@ -254,7 +247,7 @@ def tune(study, ledger, runs):
 def collect(study, ledger, runs):
     """Give each arm its finished reporting runs, and note what is missing or diverged."""
     for arm in study.arms:
-        found = {run.seed: finished(ledger, run) for run in runs if run.arm is arm}
+        found = {run.seed: ledger.finished(run) for run in runs if run.arm is arm}
         arm.runs = {seed: record for seed, record in found.items() if record}
         diverged = [str(seed) for seed, record in arm.runs.items() if record["val_reporting"] is None]
         if diverged:
@@ -266,7 +259,6 @@ def collect(study, ledger, runs):
 @configurator.script
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both leave through run_all, which ends its processes
     study = begin(argv)
     ledger = Ledger(study.out_dir / "runs.jsonl")
     measure(study, ledger)
@@ -277,8 +269,8 @@ def main(argv=None):
     if study.options.reuse:
         other = Ledger(study.options.reuse)
         for run in [*tuning, *reporting]:
-            if finished(other, run) and not finished(ledger, run):
-                ledger.add(**finished(other, run))
+            if other.finished(run) and not ledger.finished(run):
+                ledger.add(**other.finished(run))
     running = not study.options.report
     if running:
         check(study, ledger, [*tuning, *reporting])
@@ -303,4 +295,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave through run_all, which ends its processes
     main()

@@ -46,6 +46,12 @@ class Ledger:
     def get(self, kind, key):
         return self.records.get((kind, key))
 
+    def finished(self, run):
+        """The record of a run that is done, or None. Keys that came later are at their defaults: see arms.key_of."""
+        record = self.get("run", run.key)
+        alike = record and all(record["settings"].get(key, value) == value for key, value in run.settings.items())
+        return record if alike else None
+
     def add(self, kind, key, **content):
         record = self.records[kind, key] = {"kind": kind, "key": key, **content}
         self._append(json.dumps(record).encode() + b"\n")
@@ -88,7 +94,7 @@ class Progress:
 def one_run(config, keep):
     """
     Train as the config says, its device and dtype resolved -> what runs.jsonl keeps. A run that diverged has losses of
-    None: that is an outcome, no failure. keep: path for best.pt.
+    None: that is an outcome, no failure. keep: folder for its best.pt and metrics.jsonl, or None.
     """
     here = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     try:
@@ -114,8 +120,9 @@ def train_and_judge(config, keep):
         raise Diverged("the validation loss is not finite")
     half = halves(len(starts), config.block_size)
     if keep:
-        Path(keep).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(Path(config.out_dir, "best.pt"), keep)
+        Path(keep).mkdir(parents=True, exist_ok=True)
+        for name in ("best.pt", "metrics.jsonl"):
+            os.replace(Path(config.out_dir, name), Path(keep, name))
     logged = [line for line in result.history if "ms" in line]
     return {
         "val_tuning": losses[half == 0].mean(),

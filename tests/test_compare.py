@@ -278,7 +278,7 @@ def test_the_same_model_under_two_names_is_inconclusive(words, tmp_path, relu):
 def test_the_reported_loss_is_of_the_last_weights_on_the_other_half(words, tmp_path):
     table = experiment(words, tmp_path / "out", "--keep", seeds=1)
     config = arms.resolve(words, [], [])
-    model = runs.checkpoint.load_model(tmp_path / "out" / "checkpoints" / "gelu-1337.pt")[0]  # best, and so last here
+    model = runs.checkpoint.load_model(tmp_path / "out" / "kept" / "gelu-1337")[0]  # best, and so last here
     data = Dataset(config.data_dir + "/long", config.block_size, 0)
     data.check_ids(model.config.vocab_size)
     starts = [256 * 16 + 16 * i for i in range(256)]

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# The studies of README.md, in the order of what they answer. Stop it whenever; started again, it goes on.
+#   nohup bash studies/run.sh > out/studies.log 2>&1 &
+set -u
+cd "$(dirname "$0")/.."
+mkdir -p out results
+PYTHON=${PYTHON:-python}
+export OMP_NUM_THREADS=1 # one run a core
+
+RATES=1.5e-3,3e-3,6e-3,1.2e-2 # widen where a report says that an optimum is at the edge
+AROUND=1.5e-3,3e-3,6e-3       # the oscillation's optimum in results/oscillation, and a step to either side
+MUON=5e-3,1e-2,2e-2
+
+study() { # study NAME FLAGS: into results/NAME, with what earlier studies have run already
+    local name=$1 reuse=()
+    shift
+    [ -f results/oscillation/runs.jsonl ] && [ "$name" != oscillation ] && reuse=(--reuse=results/oscillation/runs.jsonl)
+    echo "=== $name"
+    "$PYTHON" compare.py studies/base.py --jobs=2 --out_dir="results/$name" ${reuse[@]+"${reuse[@]}"} "$@"
+    case $? in
+        0) ;;
+        130) exit 130 ;; # stopped by hand
+        *) echo "=== $name: some runs failed" ;;
+    esac
+}
+
+# 1. Does the oscillation help?
+study oscillation --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 --sweep learning_rate=$RATES
+study oscillation_muon --vary mlp=gelu,relu2,bio --seeds=5 --sweep learning_rate=$MUON --optimizer_type=muon
+
+# 2. Where does the gain come from? The control is the whole neuron; GELU stands beside it.
+A=studies/ablations.py
+study ablations --vary mlp=$A:Full,$A:OmegaOne,$A:PhiZero,$A:Frozen,$A:NoBaseline,$A:NoTanh,$A:NoSine,gelu --seeds=3 --sweep learning_rate=$AROUND
+
+# 3. Does it last? Longer, wider; and how many layers it is worth.
+study longer_3x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --max_iters=3000
+study wider_192 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --n_embd=192
+study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --n_embd=256
+study layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --seeds=3 --sweep learning_rate=$AROUND
+study longer_10x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --max_iters=10000
+
+# 4. The dendritic unit: K, the start of beta, learned or fixed. --keep leaves the gradient norms of each run.
+for K in 2 4; do
+    study dendritic_$K --mlp=dendritic --dendritic_branches=$K --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,0.3,3.0,10.0 \
+        --seeds=3 --sweep learning_rate=$AROUND --keep --log_interval=5
+done
