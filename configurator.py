@@ -12,8 +12,10 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import os
 import re
 import sys
+import traceback
 import types
 import typing
 from pathlib import Path
@@ -68,7 +70,7 @@ def load(cls, argv, positional=None, preset=()):
     try:
         return cls(**values)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(_shown(error, str)) from None
 
 
 def help_text(cls):
@@ -124,23 +126,24 @@ class _Recorder(dict):
 
 
 def _read_file(cls, kinds, path, values):
-    if not Path(path).is_file():
-        raise UserError(f"config file {path!r} does not exist (flags are written --key=value)")
+    if not os.path.isfile(path):
+        raise UserError(f"config file {_shown(path)} does not exist (flags are written --key=value)")
     try:
         code = compile(Path(path).read_text(encoding="utf-8"), path, "exec")
         names = _Recorder({f.name: f.default for f in dataclasses.fields(cls)} | values)
         exec(code, names)
     except UnicodeDecodeError:
         raise UserError(f"config file {path} is not text in UTF-8") from None
-    except (Exception, SystemExit) as error:
-        line = getattr(error, "lineno", None) or next(
-            (f.lineno for f in reversed(inspect.getinnerframes(error.__traceback__)) if f.filename == path), None
-        )
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too, and whatever else a file may raise
+        lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == path]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
         place = f"{path}, line {line}" if line else path
-        what = getattr(error, "msg", None) or str(error)
+        what = _shown(getattr(error, "msg", None) or error, str)
         raise UserError(f"config file {place}: {type(error).__name__}: {what}") from None
     for key, value in names.assigned.items():
-        helper = key.startswith("_") or isinstance(value, (types.ModuleType, types.FunctionType, type))
+        helper = str(key).startswith("_") or isinstance(value, (types.ModuleType, types.FunctionType, type))
         if helper and key not in kinds:
             continue
         _known(kinds, key, path)
@@ -157,9 +160,18 @@ def _assign(cls, values, key, value):
 
 def _known(kinds, key, where):
     if key not in kinds:
-        near = difflib.get_close_matches(key, kinds, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(key), kinds, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else "--help lists the keys"
-        raise UserError(f"{where}: unknown key {key!r}; {hint}")
+        raise UserError(f"{where}: unknown key {_shown(key)}; {hint}")
+
+
+def _shown(value, spell=repr):
+    """A value for an error message: one line of at most 200 characters, whatever the value does."""
+    try:
+        text = spell(value)
+    except Exception:  # an int of 5,000 digits, or an object of a config file's own class
+        text = f"a {type(value).__name__} that cannot be shown"
+    return " ".join(text.split())[:200]
 
 
 def _options(kind):
@@ -181,12 +193,12 @@ def _check(kinds, key, value, where):
         if not isinstance(option, type):
             if type(value) is type(option) and value == option:
                 return value
-        elif type(value) is option:
+        elif type(value) is option and (option is not int or abs(value) < 2**63):
             return value
     if float in options and type(value) is int and abs(value) < 2**1000:
         return float(value)
-    shown = repr(value) if type(value) is not int or abs(value) < 10**40 else "an int of over 40 digits"
-    raise UserError(f"{where}: {key} = {shown[:200]}: expected {_expected(options)}, got {type(value).__name__}")
+    got = "one of over 18 digits" if type(value) is int and int in options else type(value).__name__
+    raise UserError(f"{where}: {key} = {_shown(value)}: expected {_expected(options)}, got {got}")
 
 
 def _parse(kinds, key, text):

@@ -137,7 +137,7 @@ def read_meta(folder):
             if {"tokenizer", "dtype"} - set(meta) or meta["dtype"] not in ("uint16", "uint32"):
                 raise ValueError("it lacks the tokenizer or the dtype")
             return meta
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error}): prepare the data anew") from None
     if (path := folder / "meta.pkl").is_file():
         try:

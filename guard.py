@@ -79,7 +79,7 @@ class GuardedOptimizer:
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         if state["scaler"]:  # empty where the run was not in float16
             self.scaler.load_state_dict(state["scaler"])
-        self.skipped = self.skipped.new_tensor(state["skipped"])
+        self.skipped = self.skipped.new_tensor(state["skipped"]).reshape(2)
 
 
 class StopSignal:

@@ -442,9 +442,10 @@ def load_start(config, neuron, say):
     model, meta = checkpoint.load_model(config.init_from, neuron=neuron, dropout=config.dropout)
     if config.mlp not in ("gelu", model.config.mlp):
         raise UserError(f"init_from={config.init_from} has mlp={model.config.mlp}, which contradicts mlp={config.mlp}")
-    if config.block_size > model.config.block_size:
-        raise UserError(f"block_size={config.block_size} is longer than {config.init_from}'s {model.config.block_size}")
-    model.crop_block_size(config.block_size)
+    length = model.config.block_size
+    if config.block_size > length and config.block_size != TrainConfig.block_size:  # the default asks for nothing
+        raise UserError(f"block_size={config.block_size} is longer than {config.init_from}'s {length}")
+    model.crop_block_size(min(config.block_size, length))
     say(f"start     weights of {meta['path']} ({meta['origin']}), a fresh optimizer")
     return model.train()
 

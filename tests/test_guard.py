@@ -1,10 +1,10 @@
 """What ends a run early: numbers that are not finite, signals, a full disk. None of it may lose or spoil anything."""
 
 import errno
+import io
 import math
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import train as train_module
 from configurator import UserError
 from guard import GuardedOptimizer, StopSignal
 from model_bio import GPT, OPTIMIZERS, GPTConfig
-from tests.test_train import ROOT, flags, lines, losses
+from tests.test_train import flags, losses
 from train import train
 
 CPU = torch.device("cpu")
@@ -136,6 +136,17 @@ def test_it_names_the_layer_group_with_the_largest_gradient(group):
             guard.raise_if_stuck(1, math.nan, 1.0)
 
 
+def test_of_several_that_are_not_finite_it_names_the_one_that_backward_met_first():
+    model, guard = guarded(limit=1)
+    x = torch.zeros(1, 8, dtype=torch.long)
+    model(x, x)[1].backward()
+    for layer in model.transformer.h:
+        layer.mlp.c_proj.weight.grad[0, 0] = math.nan
+    guard.step(torch.tensor(1.0), 1.0)
+    with pytest.raises(UserError, match=r"the largest gradient in transformer\.h\.1\.mlp: nan"):
+        guard.raise_if_stuck(1, 1.0, math.nan)
+
+
 def test_counts_and_moments_survive_a_resume(tiny, monkeypatch):
     poison(monkeypatch, {2})
     train(tiny())
@@ -160,6 +171,8 @@ def test_float16_scales_down_without_stopping_and_resumes_exactly(tiny, monkeypa
     assert checkpoint.read(Path(whole.out_dir) / "ckpt.pt")["scaler"]["scale"] < 2**16
     monkeypatch.undo()
     assert train(tiny(max_iters=21, init_from="resume")).steps == 21  # on a device without float16
+    monkeypatch.setattr(train_module, "pick_dtype", lambda name, device: torch.float16)
+    assert train(tiny(max_iters=22, init_from="resume")).steps == 22  # and back
 
 
 # --- signals ---
@@ -200,29 +213,26 @@ def test_a_stop_at_an_evaluation_that_saved_nothing_saves(tiny, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise on Windows")
-def test_a_second_ctrl_c_within_a_save_leaves_whole_files(tiny):
-    """The run interrupts itself: a first signal, and another one while ckpt.pt is being written."""
+def test_a_second_ctrl_c_within_a_save_leaves_whole_files(tiny, monkeypatch, capsys):
     config = tiny(max_iters=1000, eval_interval=4)
-    script = f"""
-import os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-import checkpoint, train
-write, writes = checkpoint.Hashing.write, []
+    write, writes = checkpoint.Hashing.write, []
 
-def interrupted(self, data):
-    writes.append("ckpt" in self.file.name and os.path.exists({config.out_dir!r} + "/ckpt.pt"))
-    if writes.count(True) == 100:  # in the middle of the second ckpt.pt
-        os.kill(os.getpid(), signal.SIGINT), os.kill(os.getpid(), signal.SIGINT)
-    return write(self, data)
-checkpoint.Hashing.write = interrupted
-train.main({flags(config)!r})
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    def interrupted(self, data):
+        writes.append("ckpt" in self.file.name and (Path(config.out_dir) / "ckpt.pt").exists())
+        if writes.count(True) == 100:  # in the middle of the second ckpt.pt
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return write(self, data)
+
+    monkeypatch.setattr(checkpoint.Hashing, "write", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        train_module.main(flags(config))
+    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n" and writes.count(True) == 100
+    monkeypatch.undo()
     names = {path.name for path in Path(config.out_dir).iterdir()}
-    assert {"ckpt.pt", "best.pt"} <= names and not any(name.endswith(".tmp") for name in names)
-    last = checkpoint.read(Path(config.out_dir) / "ckpt.pt")["iter_num"]
-    assert train(tiny(init_from="resume", max_iters=last + 1)).steps == last + 1
+    assert names == {"ckpt.pt", "best.pt", "metrics.jsonl", "config.json"}
+    assert checkpoint.read(Path(config.out_dir) / "ckpt.pt")["iter_num"] == 4
+    assert train(tiny(init_from="resume", max_iters=9)).steps == 9
 
 
 # --- a full disk, and other refusals of the system ---
@@ -251,7 +261,7 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("name", ["ckpt.pt", "best.pt", "metrics.jsonl"])
-@pytest.mark.parametrize("room", [0, 1000, 7000])
+@pytest.mark.parametrize("room", [0, 7000])
 def test_a_full_disk_stops_the_run_and_spoils_nothing(tiny, monkeypatch, name, room):
     train(tiny())
     before = content_of(tiny().out_dir)
@@ -269,7 +279,7 @@ def test_a_full_disk_stops_the_run_and_spoils_nothing(tiny, monkeypatch, name, r
     after = content_of(tiny().out_dir)
     assert set(after) == set(before)
     assert all(checkpoint.read(path)["iter_num"] >= 6 for path in after if path.name in ("ckpt.pt", "best.pt"))
-    assert train(tiny(init_from="resume", max_iters=99)).steps == 99
+    assert train(tiny(init_from="resume", max_iters=40)).steps == 40
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tiny, tmp_path):
@@ -278,11 +288,13 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tiny, tmp_path):
         train(tiny(out_dir=str(tmp_path / "file" / "out")))
 
 
-def test_a_lost_terminal_ends_no_run(tiny):
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train; train.main({flags(tiny())!r})"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        process.stdout.close()
-    assert lines(tiny().out_dir)[-1]["step"] == 6
+def test_a_lost_terminal_ends_no_run(tiny, monkeypatch):
+    class Lost(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Lost())
+    assert train(tiny()).steps == 6
 
 
 def test_a_bug_while_saving_is_no_full_disk(tmp_path):

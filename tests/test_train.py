@@ -183,6 +183,7 @@ def test_start_from_a_checkpoints_weights(tiny, tmp_path):
     assert train(shorter).steps == 1
     with pytest.raises(UserError, match="block_size=32 is longer than"):
         train(replace(config, block_size=32))
+    assert train(replace(config, block_size=1024, eval_only=True)).val_loss > 0  # the default takes the checkpoint's
     with pytest.raises(UserError, match="has mlp=bio, which contradicts mlp=relu"):
         train(replace(config, mlp="relu"))
 
