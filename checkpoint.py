@@ -117,7 +117,8 @@ def read(path, device="cpu"):
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{path} is not a checkpoint of torch: {type(error).__name__}: {reason}") from None
     if isinstance(content, dict) and "sealed" in content and not whole:
-        raise UserError(f"checkpoint {path} is damaged: its last bytes, with the checksum of the file, are wrong")
+        hint = "(or torch.save wrote it again: then drop its key 'sealed')"
+        raise UserError(f"checkpoint {path} is damaged: it does not end with the checksum that it was given {hint}")
     if not isinstance(content, dict) or not {"model", "model_args"} <= set(content):
         raise UserError(f"{path} is not a checkpoint of a GPT: it has no 'model' and 'model_args'")
     return content
