@@ -17,9 +17,9 @@ n_embd = 128
 use_bio_mlp = True
 bio_gate = "feature"
 position = "rope"
-qk_norm = True  # with rope it learns in a third of the steps that AdamW and learned positions take; see LOG.md
+qk_norm = True
 
-optimizer_type = "muon"
+optimizer_type = "muon"  # at tinyshakespeare, 300 steps, no gate: 1.86 where AdamW is at 2.02 (LOG.md)
 learning_rate = 1e-2  # 5e-3 to 2e-2 serve alike
 lr_schedule = "wsd"
 decay_fraction = 0.7
