@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import configurator
 from configurator import UserError
 from dataset import Dataset
-from device import autocast, describe, drain, peak_flops, pick_compile, pick_device, pick_dtype
+from device import autocast, describe, drain, peak_flops, peak_memory, pick_compile, pick_device, pick_dtype
 from guard import GuardedOptimizer
 from kernels.oscillation import backend
 from model_bio import GPT
@@ -244,11 +244,7 @@ def step_peak(variant, shape, device, dtype, compiled):
             torch.cuda.reset_peak_memory_stats()
         for number in range(3 if device.type == "cuda" else 2):
             step(number)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    import resource  # Windows has none
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_memory(device) * 2**20
 
 
 def largest_batch(variant, device, dtype, compiled):
