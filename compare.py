@@ -210,10 +210,9 @@ def do(study, ledger, runs, progress):
             progress.end(run, f"FAILED, {folder / 'log'} has more: {error}")
             return
         shutil.rmtree(folder)
-        names = {"arm": run.arm.name, "stage": run.stage, "seed": run.seed, "value": run.value}
-        ledger.add("run", run.key, **names, **outcome, settings=run.settings)
-        loss = outcome["val_tuning" if run.stage == "tuning" else "val_reporting"]
-        progress.end(run, "diverged" if loss is None else f"val {loss:.4f}")
+        names = {"arm": run.arm.name, "seed": run.seed, "value": run.value}
+        ledger.add(run.stage, run.key, **names, **outcome, settings=run.settings)
+        progress.end(run, "diverged" if outcome["loss"] is None else f"val {outcome['loss']:.4f}")
 
     tasks = {}
     for run in runs:
@@ -224,7 +223,7 @@ def do(study, ledger, runs, progress):
         shutil.rmtree(folder, ignore_errors=True)
         keep = study.options.keep and run.stage == "reporting"
         kept = study.out_dir / "kept" / f"{run.arm.name}-{run.seed}" if keep else None
-        tasks[run.key] = run, one_run, (replace(run.config, out_dir=str(folder / "run")), kept), folder
+        tasks[run.key] = run, one_run, (replace(run.config, out_dir=str(folder / "run")), run.stage, kept), folder
     run_all(list(tasks.values()), study.options.jobs, study.threads, done)
 
 
@@ -233,7 +232,7 @@ def tune(study, ledger, runs):
     for arm in study.arms:
         for value in study.values:
             records = [ledger.finished(run) for run in runs if run.arm is arm and run.value == value]
-            losses = [record["val_tuning"] for record in records if record]
+            losses = [record["loss"] for record in records if record]
             if losses and len(losses) == len(records):
                 arm.tuning[value] = statistics.mean(float("inf") if loss is None else loss for loss in losses)
         if not arm.tuning:
@@ -249,7 +248,7 @@ def collect(study, ledger, runs):
     for arm in study.arms:
         found = {run.seed: ledger.finished(run) for run in runs if run.arm is arm}
         arm.runs = {seed: record for seed, record in found.items() if record}
-        diverged = [str(seed) for seed, record in arm.runs.items() if record["val_reporting"] is None]
+        diverged = [str(seed) for seed, record in arm.runs.items() if record["loss"] is None]
         if diverged:
             study.notes.append(f"{arm.name} diverged with seed {', '.join(diverged)}, which its numbers leave out")
         if len(arm.runs) < len(study.seeds["reporting"]):

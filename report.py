@@ -70,7 +70,7 @@ def judge(differences, alpha=0.05):
 
 def losses(arm):
     """Loss by seed on the reporting half; what diverged is left out."""
-    return {seed: run["val_reporting"] for seed, run in arm.runs.items() if run["val_reporting"] is not None}
+    return {seed: run["loss"] for seed, run in arm.runs.items() if run["loss"] is not None}
 
 
 def costs(arm):

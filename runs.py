@@ -48,7 +48,7 @@ class Ledger:
 
     def finished(self, run):
         """The record of a run that is done, or None. Keys that came later are at their defaults: see arms.key_of."""
-        record = self.get("run", run.key)
+        record = self.get(run.stage, run.key)
         alike = record and all(record["settings"].get(key, value) == value for key, value in run.settings.items())
         return record if alike else None
 
@@ -91,20 +91,21 @@ class Progress:
 # --- what a process does ---
 
 
-def one_run(config, keep):
+def one_run(config, stage, keep):
     """
-    Train as the config says, its device and dtype resolved -> what runs.jsonl keeps. A run that diverged has losses of
-    None: that is an outcome, no failure. keep: folder for its best.pt and metrics.jsonl, or None.
+    Train as the config says, its device and dtype resolved -> what runs.jsonl keeps: `loss` is on the half of validation
+    that the stage, tuning or reporting, is judged on. A run that diverged has losses of None: that is an outcome, no
+    failure. keep: folder for its best.pt and metrics.jsonl, or None.
     """
     here = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     try:
-        return here | train_and_judge(replace(config, max_blowup=None), keep)
+        return here | train_and_judge(replace(config, max_blowup=None), stage, keep)
     except Diverged as error:
-        nothing = dict.fromkeys(("val_tuning", "val_reporting", "train_loss", "peak_mb"))
+        nothing = dict.fromkeys(("loss", "train_loss", "peak_mb"))
         return here | nothing | {"diverged": str(error), "curve": [], "first_losses": []}
 
 
-def train_and_judge(config, keep):
+def train_and_judge(config, stage, keep):
     device = torch.device(config.device)
     before = 0.0 if device.type == "cuda" else peak_memory(device)  # a fresh process's own
     neuron = neurons.load(config.mlp)
@@ -115,18 +116,17 @@ def train_and_judge(config, keep):
     data = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
     data.check_ids(model.config.vocab_size)
     starts = data.fixed_windows("val", 0)
+    starts = starts[halves(len(starts), config.block_size) == ("tuning", "reporting").index(stage)]
     losses = window_losses(model, data, "val", starts, device, getattr(torch, config.dtype)).numpy()
     if not np.isfinite(losses).all():
         raise Diverged("the validation loss is not finite")
-    half = halves(len(starts), config.block_size)
     if keep:
         Path(keep).mkdir(parents=True, exist_ok=True)
         for name in ("best.pt", "metrics.jsonl"):
             os.replace(Path(config.out_dir, name), Path(keep, name))
     logged = [line for line in result.history if "ms" in line]
     return {
-        "val_tuning": losses[half == 0].mean(),
-        "val_reporting": losses[half == 1].mean(),
+        "loss": losses.mean(),
         "train_loss": result.train_loss,
         "peak_mb": logged[0]["peak_mb"] - round(before),  # before the first evaluation, whose batches are larger
         "skipped": logged[-1]["skipped"],

@@ -260,10 +260,10 @@ def test_the_same_model_under_two_names_is_inconclusive(words, tmp_path, relu):
     assert float(line["parameters_ratio"]) == 1 and line["seeds"] == "3"
 
     records = [json.loads(text) for text in (out / "runs.jsonl").read_text().splitlines()]
-    tuning = {(r["arm"], r["value"], r["seed"]) for r in records if r.get("stage") == "tuning"}
+    tuning = {(r["arm"], r["value"], r["seed"]) for r in records if r["kind"] == "tuning"}
     assert tuning == {(arm, value, 2337) for arm in ("relu", "ReLU") for value in (1e-3, 1e-2)}
-    assert {r["seed"] for r in records if r.get("stage") == "reporting"} == {1337, 1338, 1339}
-    best = min((r for r in records if r.get("stage") == "tuning"), key=lambda r: r["val_tuning"])
+    assert {r["seed"] for r in records if r["kind"] == "reporting"} == {1337, 1338, 1339}
+    best = min((r for r in records if r["kind"] == "tuning"), key=lambda r: r["loss"])
     assert float(line["learning_rate"]) == best["value"]
 
     text = (out / "report.md").read_text()
@@ -301,7 +301,7 @@ def test_stopped_and_started_again_repeats_nothing(words, tmp_path, calls, monke
         experiment(words, tmp_path / "cut", "--sweep=learning_rate=1e-3,1e-2")
     assert left.value.code == 130 and "the same command goes on from here" in capsys.readouterr().out
     with open(tmp_path / "cut" / "runs.jsonl", "a") as file:
-        file.write('{"kind": "run", "key": "torn')
+        file.write('{"kind": "reporting", "key": "torn')
     monkeypatch.setattr(runs, "train", real)
     again = experiment(words, tmp_path / "cut", "--sweep=learning_rate=1e-3,1e-2")
     assert len(calls) == 16  # five before the stop, three after it
@@ -395,17 +395,17 @@ def test_processes_survive_a_kill(words, tmp_path, request):
     subprocess.run(command(words, tmp_path / "whole", *flags), check=True, **here)
     study = subprocess.Popen(command(words, tmp_path / "cut", *flags), **here)
     ledger = tmp_path / "cut" / "runs.jsonl"
-    while not ledger.exists() or ledger.read_text().count('"kind": "run"') < 2:
+    while not ledger.exists() or ledger.read_text().count('"kind": "reporting"') < 2:
         assert study.poll() is None
         time.sleep(0.05)
     study.send_signal(signal.SIGKILL)
     study.wait()
-    done = [line for line in ledger.read_text().splitlines() if '"kind": "run"' in line]
+    done = [line for line in ledger.read_text().splitlines() if '"kind": "reporting"' in line]
     assert 2 <= len(done) < 6
     again = subprocess.run(command(words, tmp_path / "cut", *flags), capture_output=True, **here)
     assert again.returncode == 0, again.stderr
     assert all(line in ledger.read_text() for line in done)
-    assert sum('"kind": "run"' in line for line in ledger.read_text().splitlines()) == 6
+    assert sum('"kind": "reporting"' in line for line in ledger.read_text().splitlines()) == 6
     tables = []
     for name in ("whole", "cut"):
         with open(tmp_path / name / "table.csv") as file:
