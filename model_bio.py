@@ -512,6 +512,12 @@ class GPT(nn.Module):
                 hook.remove()
         return torch.stack(rates)
 
+    def betas(self):
+        """A dendrite's sharpness β by layer, the mean over its units: a tensor (L,), or None without dendrites."""
+        if self.config.mlp != "dendritic":
+            return None
+        return torch.stack([block.mlp.log_beta.detach().exp().mean() for block in self.transformer.h])
+
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer_type="adamw"):
         """An optimizer that decays matrices and embeddings only: no bias, norm, ω, φ, b, g, o, a or β."""
         parameters = [p for p in self.parameters() if p.requires_grad]

@@ -311,7 +311,7 @@ def train(config, neuron=None):
             logging = evaluating or step % config.log_interval == 0
             progress = {"step": step, "tokens": step * tokens_per_step, "lr": lr}
             if logging:  # nothing but this and an evaluation waits for the device
-                rates = raw.event_rates(data.batch(step, 1)[0].to(device))
+                layers = {"event_rate": raw.event_rates(data.batch(step, 1)[0].to(device)), "beta": raw.betas()}
                 loss, norm, (skipped, _) = loss.item(), norm.item(), guarded.skipped.tolist()
                 guarded.raise_if_stuck(step, loss, norm)
                 spent = time.perf_counter() - clock
@@ -320,16 +320,18 @@ def train(config, neuron=None):
                     timed_steps, timed_seconds = timed_steps + step - clock_step, timed_seconds + spent
                 step_seconds = spent / (step - clock_step)
                 speed = tokens_per_step / step_seconds
-                rates = None if rates is None else [round(rate, 4) for rate in rates.tolist()]
+                layers = {key: v if v is None else [round(x, 4) for x in v.tolist()] for key, v in layers.items()}
                 record(**progress, seconds=round(seconds, 3), loss=loss, grad_norm=norm, skipped=skipped,
-                       ms=round(1000 * step_seconds, 2), tokens_per_second=round(speed), event_rate=rates,
-                       peak_mb=round(peak_memory(device)))  # fmt: skip
+                       ms=round(1000 * step_seconds, 2), tokens_per_second=round(speed),
+                       peak_mb=round(peak_memory(device)), **layers)  # fmt: skip
                 line = f"loss {loss:.4f}  lr {lr:.2e}  {1000 * step_seconds:.0f} ms  {speed / 1000:.1f}k tok/s"
                 if peak:
                     mfu = raw.estimate_mfu(config.sequences_per_step, step_seconds, peak * world)
                     line += f"  mfu {100 * mfu:.1f} %"
-                if rates:
+                if rates := layers["event_rate"]:
                     line += f"  events {100 * sum(rates) / len(rates):.0f} %"
+                if sharpness := layers["beta"]:
+                    line += f"  beta {sum(sharpness) / len(sharpness):.2f}"
                 if skipped:
                     line += f"  {skipped} skipped"
                 say(f"{step:>7}/{config.max_iters} {line}  {duration(step_seconds * (config.max_iters - step))} left")

@@ -39,6 +39,12 @@ def flags(config, **changes):
     return [f"--{key}={value}" for key, value in values.items() if value is not None]
 
 
+def test_a_dendrites_sharpness_is_logged_by_layer(tiny):
+    config = tiny(max_iters=20, mlp="dendritic", dendritic_beta="unit", dendritic_beta_init=3.0, learning_rate=1e-2)
+    logged = [line["beta"] for line in train(config).history if "beta" in line]
+    assert logged[0] == pytest.approx([3.0, 3.0], rel=0.02) and logged[-1] != logged[0]
+
+
 def test_a_run_learns_and_writes_what_the_design_says(tiny, capsys):
     config = tiny(max_iters=60, eval_interval=30, mlp="bio", final_sample=20)
     result = train(config)
@@ -50,9 +56,10 @@ def test_a_run_learns_and_writes_what_the_design_says(tiny, capsys):
     assert lines(out) == result.history
     logged, evaluated = lines(out)[0], lines(out)[30]
     common, timed = {"step", "tokens", "seconds", "lr"}, {"ms", "tokens_per_second", "peak_mb"}
-    assert set(logged) == common | timed | {"loss", "grad_norm", "skipped", "event_rate"}
+    assert set(logged) == common | timed | {"loss", "grad_norm", "skipped", "event_rate", "beta"}
     assert {"step", "tokens", "seconds", "lr", "val_loss", "val_stderr", "train_loss"} == set(evaluated)
     assert len(logged["event_rate"]) == 2 and logged["tokens"] == 128
+    assert logged["beta"] is None
     resolved = json.loads((out / "config.json").read_text())
     assert resolved["mlp"] == "bio" and resolved["vocab_size"] < 20 and resolved["device"] == "cpu"
     printed = capsys.readouterr().out
