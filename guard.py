@@ -37,7 +37,8 @@ class GuardedOptimizer:
         self.used, parameters = zip(*((name, p) for name, p in self.named if p.grad is not None), strict=True)
         norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))  # (number of parameters,)
         norm = torch.linalg.vector_norm(norms)
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        if max_norm < math.inf:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         total, row = self.skipped
         skip = ~(loss.isfinite() & norm.isfinite()) | (row >= self.limit)
         self.skipped = torch.stack((total + skip, (row + 1) * skip))

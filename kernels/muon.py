@@ -9,19 +9,37 @@ import torch
 @torch.no_grad()
 def orthogonalise(g, steps=5):
     """
-    Matrices near g whose singular values are all near 1, by a quintic Newton-Schulz iteration (Jordan et al., 2024).
+    Matrices near g whose singular values are all near 1, by a quintic Newton-Schulz iteration (Jordan et al., 2024):
+    X <- P X with P = 3.4445 - 4.7750 G + 2.0315 G², G = X Xᵀ.
 
     g: (n, rows, columns) -> same shape and dtype. On CUDA it runs in bfloat16, which suffices; on a CPU in float32,
     since most CPUs only emulate bfloat16: torch.optim.Muon, which always takes it, is many times slower there.
+
+    Float32 also allows to iterate on G, the small matrix, alone: G <- P G P and Q <- P Q, then X <- Q X once. That is
+    the same iteration in half the work for X of 1:4. In bfloat16 G's rounding errors would grow with it.
     """
     x = g.bfloat16() if g.is_cuda else g.float()
     tall = x.size(-2) > x.size(-1)
     x = x.mT if tall else x  # the smaller Gram matrix
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    if g.is_cuda or x.size(-2) == x.size(-1):
+        for _ in range(steps):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, quadratic(gram), x, beta=3.4445)
+    else:
+        gram, product = x @ x.mT, None
+        for step in range(steps):
+            factor = quadratic(gram)
+            factor.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+            product = factor if product is None else factor @ product
+            if step < steps - 1:
+                gram = factor @ gram @ factor
+        x = product @ x
     return (x.mT if tall else x).to(g.dtype)
+
+
+def quadratic(gram):
+    return torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
 
 
 class Muon(torch.optim.Optimizer):

@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import gelu
 
 from kernels import oscillation, oscillation_cpu
+from kernels.muon import orthogonalise
 from kernels.oscillation import oscillate, oscillate_gated, oscillate_gated_plain, oscillate_plain
 
 ROOT = Path(__file__).parent.parent
@@ -433,3 +434,16 @@ class TestBuild:
         x, vectors = make((5, 4), "gated")
         y = call(oscillate_gated, x.to("meta"), [v.to("meta") for v in vectors])
         assert y.shape == x.shape and y.device.type == "meta"
+
+
+@pytest.mark.parametrize("decades", [0, 3, 9])
+def test_newton_schulz_on_the_gram_matrix_is_the_plain_iteration(decades):
+    left, right = (torch.linalg.qr(torch.randn(2, n, 16)).Q for n in (16, 64))
+    g = left @ torch.diag(torch.logspace(0, -decades, 16)) @ right.mT
+    x = g.double() / g.double().norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalise(g), x.float(), atol=2e-4, rtol=0)
+    torch.testing.assert_close(orthogonalise(g.mT), x.mT.float(), atol=2e-4, rtol=0)
+    assert not orthogonalise(torch.zeros(1, 16, 64)).any()
