@@ -93,9 +93,9 @@ class Progress:
 
 def one_run(config, stage, keep):
     """
-    Train as the config says, its device and dtype resolved -> what runs.jsonl keeps: `loss` is on the half of validation
-    that the stage, tuning or reporting, is judged on. A run that diverged has losses of None: that is an outcome, no
-    failure. keep: folder for its best.pt and metrics.jsonl, or None.
+    Train as the config says, its device and dtype resolved -> what runs.jsonl keeps: `loss` is on the half of
+    validation that the stage, tuning or reporting, is judged on. A run that diverged has losses of None: that is an
+    outcome, no failure. keep: folder for its best.pt and metrics.jsonl, or None.
     """
     here = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     try:

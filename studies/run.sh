@@ -7,8 +7,8 @@ mkdir -p out results
 PYTHON=${PYTHON:-python}
 export OMP_NUM_THREADS=1 # one run a core
 
-RATES=1.5e-3,3e-3,6e-3,1.2e-2 # widen where a report says that an optimum is at the edge
-AROUND=1.5e-3,3e-3,6e-3       # the oscillation's optimum in results/oscillation, and a step to either side
+RATES=1.5e-3,3e-3,6e-3,1.2e-2 # the first report's optima: GELU and relu2 at 6e-3, the oscillation at 3e-3
+AROUND=1.5e-3,3e-3,6e-3       # the oscillation's, and a step to either side
 MUON=5e-3,1e-2,2e-2
 
 study() { # study NAME FLAGS: into results/NAME, with what earlier studies have run already
@@ -32,15 +32,16 @@ study oscillation_muon --vary mlp=gelu,relu2,bio --seeds=5 --sweep learning_rate
 A=studies/ablations.py
 study ablations --vary mlp=$A:Full,$A:OmegaOne,$A:PhiZero,$A:Frozen,$A:NoBaseline,$A:NoTanh,$A:NoSine,gelu --seeds=3 --sweep learning_rate=$AROUND
 
-# 3. Does it last? Longer, wider; and how many layers it is worth.
-study longer_3x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --max_iters=3000
-study wider_192 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --n_embd=192
-study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --n_embd=256
-study layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --seeds=3 --sweep learning_rate=$AROUND
-study longer_10x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --max_iters=10000
+# 3. Does it last? Longer first, then (below) wider, and how many layers it is worth.
+study longer_3x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --max_iters=1500 --warmup_iters=150 --eval_interval=375
 
-# 4. The dendritic unit: K, the start of beta, learned or fixed. --keep leaves the gradient norms of each run.
-for K in 2 4; do
-    study dendritic_$K --mlp=dendritic --dendritic_branches=$K --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,0.3,3.0,10.0 \
-        --seeds=3 --sweep learning_rate=$AROUND --keep --log_interval=5
-done
+# 4. The dendritic unit: K and the start of beta; then learned or fixed. --keep leaves the gradient norms of each run.
+study dendritic --vary dendritic_branches=2,4 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 --mlp=dendritic --seeds=3 \
+    --sweep learning_rate=$AROUND --keep --log_interval=5
+study dendritic_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 --mlp=dendritic --seeds=3 \
+    --sweep learning_rate=$AROUND --keep --log_interval=5 --reuse=results/dendritic/runs.jsonl
+
+study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --n_embd=256
+study longer_10x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --max_iters=5000 --warmup_iters=500 --eval_interval=1250
+study layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --seeds=3 --sweep learning_rate=$RATES
+study wider_192 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --n_embd=192
