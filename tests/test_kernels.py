@@ -444,6 +444,7 @@ def test_newton_schulz_on_the_gram_matrix_is_the_plain_iteration(decades):
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    torch.testing.assert_close(orthogonalise(g), x.float(), atol=2e-4, rtol=0)
-    torch.testing.assert_close(orthogonalise(g.mT), x.mT.float(), atol=2e-4, rtol=0)
+    torch.testing.assert_close(orthogonalise(g), x.float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(orthogonalise(g.mT), x.mT.float(), atol=1e-3, rtol=0)
+    assert x.abs().max() > 0.1
     assert not orthogonalise(torch.zeros(1, 16, 64)).any()
