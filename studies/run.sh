@@ -7,8 +7,8 @@ mkdir -p out results
 PYTHON=${PYTHON:-python}
 export OMP_NUM_THREADS=1 # one run a core
 
-RATES=1.5e-3,3e-3,6e-3,1.2e-2 # the first report's optima: GELU and relu2 at 6e-3, the oscillation at 3e-3
-AROUND=1.5e-3,3e-3,6e-3       # the oscillation's, and a step to either side
+RATES=3e-3,6e-3,1.2e-2          # GELU's and the oscillation's optimum is the middle one
+LONG=1.5e-3,3e-3,6e-3,1.2e-2    # where longer training or more width may want less
 MUON=5e-3,1e-2,2e-2
 
 study() { # study NAME FLAGS: into results/NAME, with what earlier studies have run already
@@ -26,22 +26,27 @@ study() { # study NAME FLAGS: into results/NAME, with what earlier studies have 
 
 # 1. Does the oscillation help?
 study oscillation --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 --sweep learning_rate=$RATES
-study oscillation_muon --vary mlp=gelu,relu2,bio --seeds=5 --sweep learning_rate=$MUON --optimizer_type=muon
 
 # 2. Where does the gain come from? The control is the whole neuron; GELU stands beside it.
 A=studies/ablations.py
-study ablations --vary mlp=$A:Full,$A:OmegaOne,$A:PhiZero,$A:Frozen,$A:NoBaseline,$A:NoTanh,$A:NoSine,gelu --seeds=3 --sweep learning_rate=$AROUND
+study ablations --vary mlp=$A:Full,$A:OmegaOne,$A:PhiZero,$A:Frozen,$A:NoBaseline,$A:NoTanh,$A:NoSine,gelu --seeds=3 --sweep learning_rate=$RATES
+
+study oscillation_muon --vary mlp=gelu,relu2,bio --seeds=5 --sweep learning_rate=5e-3,1e-2,2e-2 --optimizer_type=muon
 
 # 3. Does it last? Longer first, then (below) wider, and how many layers it is worth.
-study longer_3x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --max_iters=1500 --warmup_iters=150 --eval_interval=375
+study longer_3x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$LONG --max_iters=1500 --warmup_iters=150 --eval_interval=375
 
 # 4. The dendritic unit: K and the start of beta; then learned or fixed. --keep leaves the gradient norms of each run.
 study dendritic --vary dendritic_branches=2,4 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 --mlp=dendritic --seeds=3 \
-    --sweep learning_rate=$AROUND --keep --log_interval=5
+    --sweep learning_rate=$RATES --keep --log_interval=5
 study dendritic_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 --mlp=dendritic --seeds=3 \
-    --sweep learning_rate=$AROUND --keep --log_interval=5 --reuse=results/dendritic/runs.jsonl
+    --sweep learning_rate=$RATES --keep --log_interval=5 --reuse=results/dendritic/runs.jsonl
 
-study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --n_embd=256
-study longer_10x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --max_iters=5000 --warmup_iters=500 --eval_interval=1250
+study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --n_embd=256
 study layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --seeds=3 --sweep learning_rate=$RATES
-study wider_192 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$AROUND --n_embd=192
+study longer_10x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.5e-3,3e-3,6e-3 --max_iters=5000 --warmup_iters=500 --eval_interval=1250
+study wider_192 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --n_embd=192
+
+# 5. The first with learned positions, where 500 steps end before attention has set in with every seed: see LOG.md.
+study oscillation_learned_positions --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 \
+    --sweep learning_rate=$LONG --position=learned --qk_norm=False --eval_iters=20
