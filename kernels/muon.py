@@ -49,7 +49,8 @@ class Muon(torch.optim.Optimizer):
     The factor makes updates as large as AdamW's, so that one learning rate and decay serve both (Liu et al., 2025). Of
     AdamW's two moments a matrix keeps one. betas[0] is the momentum, in Nesterov's form, of both.
 
-    matrices: parameters with two dimensions. rest: parameter groups for torch's AdamW.
+    matrices: parameters with two dimensions. rest: parameter groups for torch's AdamW. On a card a step that must not
+    be taken is told by `found_inf`, as torch's fused optimizers are, so that the host need not wait to know.
     """
 
     def __init__(self, matrices, rest, lr, betas, weight_decay, fused):
@@ -57,6 +58,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__([{"params": matrices, "weight_decay": weight_decay, "momentum": betas[0]}], {"lr": lr})
         self.param_groups += self.adamw.param_groups
         self.adamw.state = self.state  # one state, so that a checkpoint holds both
+        self._step_supports_amp_scaling = any(p.is_cuda for p in matrices)  # the name that GradScaler looks for
 
     def load_state_dict(self, state_dict):
         super().load_state_dict(state_dict)
@@ -64,7 +66,11 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self):
-        group = self.param_groups[0]
+        group, rate = self.param_groups[0], self.param_groups[0]["lr"]
+        skip = self.found_inf > 0 if self._step_supports_amp_scaling else None
+        if skip is not None:
+            rate = rate * ~skip  # a step of length 0 along the momentum, which stays what it is
+            self.adamw.grad_scale, self.adamw.found_inf = None, self.found_inf
         alike = defaultdict(list)  # matrices of one shape are orthogonalised together
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -75,9 +81,11 @@ class Muon(torch.optim.Optimizer):
                 if "momentum" not in self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
             moments = [self.state[p]["momentum"] for p in parameters]
+            if skip is not None:
+                gradients = [torch.where(skip, m, g) for g, m in zip(gradients, moments, strict=True)]
             torch._foreach_lerp_(moments, gradients, 1 - group["momentum"])
             ahead = torch._foreach_lerp(gradients, moments, group["momentum"])
             updates = orthogonalise(torch.stack(ahead)).unbind()
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, updates, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
+            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+            torch._foreach_add_(parameters, torch._foreach_mul(updates, -rate * 0.2 * math.sqrt(max(shape))))
         self.adamw.step()
