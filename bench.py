@@ -30,6 +30,7 @@ from configurator import UserError
 from dataset import Dataset
 from device import autocast, describe, drain, peak_flops, peak_memory, pick_compile, pick_device, pick_dtype
 from guard import GuardedOptimizer
+from kernels.decoding import Linear, cast_matrices
 from kernels.oscillation import backend
 from model_bio import GPT
 from train import TrainConfig, train_step
@@ -170,15 +171,15 @@ def spread(values):
     return middle, (high - low) / 2
 
 
-def ceilings(device, dtype, repeats):
-    """What the machine gives at best -> (bytes/s of a matrix-vector product, FLOP/s of a matrix product)."""
-    n = 2048 if device.type == "cpu" else 8192
+@torch.no_grad()
+def ceilings(device, dtype, repeats, n):
+    """What the machine gives at best -> (bytes/s of a matrix-vector product, FLOP/s of an n x n matrix product)."""
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    wide = torch.randn(32 * 2**20 // 4 // n * 8, n, device=device, dtype=dtype)  # past every cache
+    wide = Linear(n, 2**26 // n, bias=False, device=device, dtype=dtype)  # past every cache
     vector = torch.randn(n, device=device, dtype=dtype)
-    rounds = alternate({"vector": lambda: wide @ vector, "matrix": lambda: a @ b}, max(10, repeats), device)
-    best = {name: min(seconds) for name, seconds in rounds.items()}
-    return wide.numel() * wide.element_size() / best["vector"], 2 * n**3 / best["matrix"]
+    actions = {"plain": lambda: wide.weight @ vector, "ours": lambda: wide(vector), "matrix": lambda: a @ b}
+    best = {name: min(seconds) for name, seconds in alternate(actions, max(10, repeats), device).items()}
+    return wide.weight.numel() * dtype.itemsize / min(best["plain"], best["ours"]), 2 * n**3 / best["matrix"]
 
 
 def random_corpus(folder, vocab_size):
@@ -267,32 +268,45 @@ def largest_batch(variant, device, dtype, compiled):
 
 
 def bench_sample(config, device, dtype, compiled, limits):
-    """Tokens a second from GPT-2's shape, one sample: with the cache, and without it at evenly spaced lengths."""
-    shape = TrainConfig(**GPT2, mlp="gelu")
-    print(f"\nsampling {config.sample_tokens} tokens, GPT-2's shape, batch 1")
-    model = GPT(shape.gpt_config(50304), seed=1).to(device).eval()
-    prompt = torch.zeros(1, 1, dtype=torch.long, device=device)
-    lengths = range(1, config.sample_tokens + 1, max(1, config.sample_tokens // 10))
+    """
+    Tokens a second at GPT-2's shape: one text with the cache, compiled where that is on, eight texts at once, and, as
+    in nanoGPT, one without a cache, each token a forward pass over all before it. Of those passes every tenth or so is
+    run: at the middle of each of up to ten equal parts of the text.
+    """
+    count = config.sample_tokens
+    print(f"\nsampling {count} tokens, {' '.join(f'{k}={v}' for k, v in GPT2.items() if k != 'batch_size')}")
+    model = GPT(TrainConfig(**GPT2).gpt_config(GPT2["vocab_size"]), seed=1).to(device).eval()
+    cast_matrices(model, dtype)
+    parts = min(10, count)
+    lengths = [(2 * part + 1) * count // (2 * parts) + 1 for part in range(parts)]
 
-    def cached():
-        model.generate(prompt, config.sample_tokens, top_k=200)
+    def cached(batch, compiled):
+        cache = model.new_cache(batch, 1 + count)
+        prompts = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        return lambda: model.generate(prompts, count, top_k=200, cache=cache, compiled=compiled)
 
     def uncached():
         for length in lengths:
-            model.generate(prompt.expand(1, length), 1, top_k=200, use_cache=False)
+            model.generate(torch.zeros(1, length, dtype=torch.long, device=device), 1, top_k=200, use_cache=False)
 
+    # name -> (the action, tokens that it makes, sequences in a batch)
     with autocast(device, dtype):
-        rounds = alternate({"cached": cached, "uncached": uncached}, config.repeats, device)
-    rates = {"cached": [config.sample_tokens / s for s in rounds["cached"]]}
-    rates["uncached"] = [len(lengths) / s for s in rounds["uncached"]]
-    # each token reads every weight but the position table once
-    moved = model.get_num_params() * (4 if dtype == torch.float32 else 2)
-    for name, values in rates.items():
-        middle, half = spread(values)
-        print(f"  {name:<10}{middle:>9.1f} +- {half:<6.1f} tokens/s", end="")
-        print(f"  {moved * middle / 1e9:>8.1f} GB/s, {100 * moved * middle / limits[0]:.0f} % of the ceiling")
-    ratio = statistics.median(rates["cached"]) / statistics.median(rates["uncached"])
-    print(f"  cached over uncached: {ratio:.1f}x")
+        rows = {"uncached": (uncached, parts, 1), "cached": (cached(1, False), count, 1)}
+        if compiled:
+            rows["compiled"] = cached(1, True), count, 1
+        rows["batch of 8"] = cached(8, compiled), 8 * count, 8
+        rounds = alternate({name: action for name, (action, _, _) in rows.items()}, config.repeats, device)
+    rates = {name: [tokens / s for s in rounds[name]] for name, (_, tokens, _) in rows.items()}
+    # a step reads every weight once, but of the positions a row
+    moved = model.get_num_params() * dtype.itemsize
+    for name, (_, _, batch) in rows.items():
+        middle, half = spread(rates[name])
+        ratio = statistics.median(rate / u for rate, u in zip(rates[name], rates["uncached"], strict=True))
+        read = moved * middle / batch
+        print(
+            f"  {name:<11}{middle:>9.1f} +- {half:<6.1f} tokens/s{ratio:>8.2f}x uncached"
+            f"{read / 1e9:>9.1f} GB/s{100 * read / limits[0]:>6.0f} % of the ceiling"
+        )
 
 
 @configurator.script
@@ -312,7 +326,7 @@ def main(argv=None):
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, config.budget_gb * 1e9 / total))
     print(f"device    {describe(device, dtype, how)}, torch {torch.__version__}, oscillation by {backend(device)}")
-    limits = ceilings(device, dtype, config.repeats)
+    limits = ceilings(device, dtype, config.repeats, 2048 if device.type == "cpu" else 8192)
     print(f"ceilings  matrix-vector {limits[0] / 1e9:.1f} GB/s, matrix product {limits[1] / 1e9:.0f} GFLOP/s")
     if config.only in ("all", "train"):
         bench_train(config, device, dtype, compiled, limits)

@@ -8,6 +8,7 @@ Shapes are written with B sequences in the batch, T tokens in a sequence, C = n_
 F = 4·C hidden features of the MLP, V = vocab_size, L = n_layer.
 """
 
+import functools
 import hashlib
 import math
 import re
@@ -17,9 +18,11 @@ from typing import Literal, get_args
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from kernels.cross_entropy import ChunkedCrossEntropy
+from kernels.decoding import STEP_OPTIONS, KVCache, Linear, pick
 from kernels.muon import Muon
 from kernels.oscillation import oscillate, oscillate_gated
 
@@ -162,8 +165,8 @@ class SparseEventGate(nn.Module):
         super().__init__()
         self.threshold = threshold
         if dense:
-            self.gate = nn.Linear(features, features, bias=bias)
-            self.transform = nn.Linear(features, features, bias=bias)
+            self.gate = Linear(features, features, bias=bias)
+            self.transform = Linear(features, features, bias=bias)
         else:
             onset = math.sin(1.44 * input_std) * math.tanh(1.44 * input_std)
             inside = min(max(threshold, 0.01), 0.99)
@@ -187,7 +190,7 @@ class BioMLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         hidden = 4 * config.n_embd
-        self.c_fc = nn.Linear(config.n_embd, hidden, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, hidden, bias=config.bias)
         self.oscillating = OscillatingNeuron(hidden)
         self.sparse_gate = None
         if config.bio_gate != "none":
@@ -198,7 +201,7 @@ class BioMLP(nn.Module):
                 bias=config.bias,
                 input_std=0.02 * math.sqrt(config.n_embd),  # c_fc's std on a normalised input
             )
-        self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
+        self.c_proj = Linear(hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
@@ -224,9 +227,9 @@ class MLP(nn.Module):
     def __init__(self, config, neuron, fan=1, vectors=0):
         super().__init__()
         self.hidden = 4 * config.n_embd if fan == 1 else matched_hidden(config, fan, vectors)
-        self.c_fc = nn.Linear(config.n_embd, fan * self.hidden, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, fan * self.hidden, bias=config.bias)
         self.neuron = neuron(fan * self.hidden)
-        self.c_proj = nn.Linear(self.hidden, config.n_embd, bias=config.bias)
+        self.c_proj = Linear(self.hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
@@ -295,34 +298,17 @@ def rotate(x, cos, sin):
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
 
 
-class KVCache:
-    """Keys and values of the tokens seen so far, in buffers allocated once: (L, B, H, block_size, D) each."""
-
-    def __init__(self, config, batch, device, dtype):
-        shape = (config.n_layer, batch, config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0  # tokens held
-
-    def append(self, layer, k, v):
-        """Store k, v (B, H, T, D) behind what layer `layer` holds; return all it holds, (B, H, length + T, D)."""
-        end = self.length + k.size(2)
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-
 class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         self.n_head = config.n_head
         self.dropout = config.dropout
         self.qk_norm = config.qk_norm
 
-    def forward(self, x, rope=None, cache=None, layer=0):
+    def forward(self, x, rope=None, extend=None):
         B, T, C = x.shape
         qk, v = self.c_attn(x).split((2 * C, C), dim=2)
         qk = qk.view(B, T, 2 * self.n_head, C // self.n_head).transpose(1, 2)  # (B, 2H, T, D)
@@ -332,12 +318,12 @@ class CausalSelfAttention(nn.Module):
         if rope is not None:
             qk = rotate(qk, *rope)
         q, k = qk.split(self.n_head, dim=1)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)  # (B, H, S, D), S >= T
-        # a single token behind a cache may look at all of it, so it needs no mask
-        y = F.scaled_dot_product_attention(
-            q, k, v, is_causal=T > 1, dropout_p=self.dropout if self.training else 0.0
-        )  # (B, H, T, D)
+        mask = None
+        if extend is not None:
+            k, v, mask = extend(k, v)  # (B, H, S, D), S >= T
+        # a single token may look at all that a cache holds, so it is not causal
+        causal, dropout = mask is None and T > 1, self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -352,8 +338,8 @@ class Block(nn.Module):
         fan = 2 if config.mlp == "swiglu" else 1
         self.mlp = own(config) if own else MLP(config, neuron or ACTIVATIONS[config.mlp], fan)
 
-    def forward(self, x, rope=None, cache=None, layer=0):
-        x = x + self.attn(self.ln_1(x), rope, cache, layer)
+    def forward(self, x, rope=None, extend=None):
+        x = x + self.attn(self.ln_1(x), rope, extend)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -388,7 +374,7 @@ class GPT(nn.Module):
         parts["h"] = nn.ModuleList(Block(config, neuron) for _ in range(config.n_layer))
         parts["ln_f"] = make_norm(config)
         self.transformer = nn.ModuleDict(parts)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight  # tied: Press and Wolf, 2017
         if config.position == "rope":
             cos, sin = rope_tables(config.block_size, config.n_embd // config.n_head)
@@ -428,23 +414,27 @@ class GPT(nn.Module):
             elif last == "bias":
                 parameter.zero_()
 
-    def hidden(self, idx, cache=None):
-        """idx: (B, T) token ids -> (B, T, C), what lm_head reads."""
-        T, start = idx.size(1), cache.length if cache else 0
-        if start + T > self.config.block_size:
-            raise ValueError(f"{start + T} tokens do not fit the context of block_size={self.config.block_size}")
-        x = self.transformer.wte(idx)  # (B, T, C)
+    def hidden(self, idx, cache=None, place=0):
+        """
+        idx: (B, T) token ids -> (B, T, C), what lm_head reads.
+
+        With a cache, what it holds of the tokens before `place` counts as read, and idx stands behind it. The place of
+        a single token may be a tensor (1,): then no shape depends on it (see KVCache.extend).
+        """
+        places = slice(place, place + idx.size(1)) if isinstance(place, int) else place
+        if isinstance(place, int) and places.stop > self.config.block_size:
+            raise ValueError(f"{places.stop} tokens do not fit the context of block_size={self.config.block_size}")
+        x = self.transformer.wte(idx).to(self.transformer.ln_f.weight.dtype)  # (B, T, C); matrices may be less exact
         rope = None
         if self.config.position == "learned":
-            x = x + self.transformer.wpe.weight[start : start + T]  # (T, C), the same for each sequence
+            x = x + self.transformer.wpe.weight[places]  # (T, C), the same for each sequence
         elif self.config.position == "rope":
-            rope = self.rope_cos[start : start + T], self.rope_sin[start : start + T]
+            rope = self.rope_cos[places], self.rope_sin[places]
         x = self.transformer.drop(x)
         recompute = self.config.gradient_checkpointing and self.training
         for layer, block in enumerate(self.transformer.h):
-            x = checkpoint(block, x, rope, use_reentrant=False) if recompute else block(x, rope, cache, layer)
-        if cache:
-            cache.length += T
+            extend = None if cache is None else functools.partial(cache.extend, layer, places)
+            x = checkpoint(block, x, rope, use_reentrant=False) if recompute else block(x, rope, extend)
         return self.transformer.ln_f(x)
 
     def forward(self, idx, targets=None):
@@ -594,14 +584,18 @@ class GPT(nn.Module):
         top_p=None,
         repetition_penalty=1.0,
         use_cache=True,
+        cache=None,
+        compiled=False,
         generator=None,
     ):
         """
-        Continue idx (B, T), yielding (B, 1) ids one step at a time.
+        Continue idx (B, T), yielding (B, 1) ids one step at a time, without ever waiting for the device.
 
         temperature 0 is greedy. top_k keeps the k likeliest ids, top_p the fewest that hold that much probability
         (Holtzman et al., 2020). repetition_penalty > 1 makes ids seen so far less likely (Keskar et al., 2019).
         When the context is full, its oldest half is dropped and the rest read again, with the cache and without.
+        compiled: steps with the cache go through torch.compile, on a card as one CUDA graph. That is bound to its
+        `cache`, so give the next call the same one, from `new_cache`.
         """
         if idx.dim() != 2 or idx.size(1) < 1:
             raise ValueError(f"expected a prompt of shape (B, T) with T >= 1, got {tuple(idx.shape)}")
@@ -609,51 +603,49 @@ class GPT(nn.Module):
             raise ValueError("temperature must be at least 0, repetition_penalty above 0, top_k at least 1")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p} must lie in (0, 1]")
-        B, T = idx.shape
-        size = self.config.block_size
+        (B, T), size, device = idx.shape, self.config.block_size, idx.device
         text = torch.cat([idx, idx.new_zeros(B, max_new_tokens)], dim=1)  # all tokens, the new ones filled in
-        start, cache, training = max(0, T - size), None, self.training
+        seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=device).scatter_(1, idx, True)
+        cache = (cache or self.new_cache(B, T + max_new_tokens)) if use_cache else None
+        step = self._next_logits
+        if compiled:
+            step = torch.compile(self._next_logits_compiled, fullgraph=True, dynamic=False, options=STEP_OPTIONS)
+        start, token, training = max(0, T - size), None, self.training
         self.eval()
         try:
             for end in range(T, T + max_new_tokens):
                 if end - start > size:
-                    start += (size + 1) // 2
-                    cache = None
-                if cache is None:
-                    cache = KVCache(self.config, B, idx.device, self._cache_dtype()) if use_cache else None
-                    x = self.hidden(text[:, start:end], cache)
+                    start, token = start + (size + 1) // 2, None
+                if cache is None or token is None:
+                    logits = self._next_logits(text[:, start:end], cache)
                 else:
-                    x = self.hidden(text[:, end - 1 : end], cache)
-                logits = self.lm_head(x[:, -1, :]).float()  # (B, V)
+                    place = end - 1 - start  # of the newest token
+                    logits = step(token, cache, torch.full((1,), place, device=device) if compiled else place)
                 if repetition_penalty != 1.0:
-                    score = logits.gather(1, text[:, :end])
-                    weaker = torch.where(score < 0, score * repetition_penalty, score / repetition_penalty)
-                    logits = logits.scatter(1, text[:, :end], weaker)
-                logits = logits[:, : self.sampled_vocab]
-                text[:, end : end + 1] = pick(logits, temperature, top_k, top_p, generator)
-                yield text[:, end : end + 1]
+                    weaker = torch.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty)
+                    logits = torch.where(seen, weaker, logits)
+                token = pick(logits[:, : self.sampled_vocab], temperature, top_k, top_p, generator)
+                text[:, end : end + 1] = token
+                seen.scatter_(1, token, True)
+                yield token
         finally:
             self.train(training)
 
-    def _cache_dtype(self):
-        device = self.lm_head.weight.device.type
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.lm_head.weight.dtype
+    def _next_logits(self, idx, cache, place=0):
+        """What may follow idx (B, T), which stands at `place` (see `hidden`) -> (B, V) in float32."""
+        return self.lm_head(self.hidden(idx, cache, place)[:, -1]).float()
 
+    def _next_logits_compiled(self, token, cache, place):
+        with sdpa_kernel(SDPBackend.MATH):  # one query in plain products, which Inductor fuses
+            return self._next_logits(token, cache, place)
 
-def pick(logits, temperature, top_k, top_p, generator):
-    """logits: (B, V) -> ids (B, 1), drawn as `GPT.stream` describes."""
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    logits = logits / temperature
-    if top_k is not None and top_k < logits.size(-1):
-        least = logits.topk(top_k).values[:, [-1]]
-        logits = logits.masked_fill(logits < least, -math.inf)
-    if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        share = ordered.softmax(dim=-1)
-        before = share.cumsum(dim=-1) - share  # probability ahead of each id; the first is always kept
-        logits = logits.scatter(1, order, ordered.masked_fill(before >= top_p, -math.inf))
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
+    def new_cache(self, batch, tokens):
+        """A KVCache for `stream` to use, of `batch` sequences; tokens: their prompt and continuation."""
+        device, dtype = self.lm_head.weight.device, self.lm_head.weight.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        tokens = math.ceil(tokens / 256) * 256  # so that few sizes are ever compiled
+        return KVCache(self.config, batch, min(tokens, self.config.block_size), device, dtype)
 
 
 def model_args(config):

@@ -6,6 +6,7 @@ Generate text from a checkpoint, which is all that it takes: the tokenizer is in
     python sample_bio.py --init_from=gpt2 --start="The meaning of life is"
 """
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -19,7 +20,11 @@ import configurator
 import neurons
 from configurator import UserError
 from device import autocast, describe, pick_compile, pick_device, pick_dtype
+from kernels.decoding import cast_matrices
 from tokenizer import stream
+
+CACHE_BYTES = 2**30  # what the keys and values of the samples that are drawn together may take
+GLANCE = 16  # steps between two looks at what a card has made: each waits for it, and leaves it idle for a moment
 
 
 @dataclass
@@ -34,7 +39,7 @@ class SampleConfig:
 
     # text
     start: str = "\n"  # the prompt, or FILE:path to read it from a file
-    num_samples: int = 10  # samples to draw
+    num_samples: int = 10  # samples to draw, together: what each becomes depends on their number, too
     max_new_tokens: int = 500  # tokens of each
 
     # drawing
@@ -47,7 +52,7 @@ class SampleConfig:
     # machine
     device: str = "auto"  # auto (cuda > mps > cpu), cpu, cuda, cuda:1, mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the card has it
-    compile: bool | Literal["auto"] = False  # torch.compile: worth its wait only for many tokens
+    compile: bool | Literal["auto"] = "auto"  # torch.compile for the steps; auto: on a GPU with a working Triton
 
     def __post_init__(self):
         for key, low in (("num_samples", 1), ("max_new_tokens", 1), ("temperature", 0), ("seed", 0)):
@@ -79,8 +84,43 @@ def read_prompt(start):
         raise UserError(f"cannot read the prompt {start[5:]}: {getattr(error, 'strerror', None) or error}") from None
 
 
+def batches(model, count, tokens, dtype):
+    """Split `count` samples of so many tokens as evenly as their keys and values allow -> sizes of the batches."""
+    c = model.config
+    sample_bytes = 2 * c.n_layer * c.n_embd * min(tokens, c.block_size) * dtype.itemsize
+    parts = math.ceil(count / max(1, CACHE_BYTES // sample_bytes))
+    return [count // parts + (part < count % parts) for part in range(parts)]
+
+
+def warm_up(model, prompts, count, options):
+    """Compile the step and record its CUDA graph, in up to `count` tokens, so that the samples' speed is their own."""
+    print("compile   ", end="", flush=True)
+    start = time.perf_counter()
+    try:
+        model.generate(prompts, min(count, 4), **options)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # no compiler, or a neuron that cannot be traced
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"torch.compile does not work here ({reason}): go without it, by --compile=False") from None
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+def decode(steps, count, tokenizer, every):
+    """Print the first text as it comes, looking every few steps. steps: `count` times (B, 1) ids -> (B, count)."""
+    push, tokens, shown = stream(tokenizer), [], 0
+    for token in steps:
+        tokens.append(token)
+        if len(tokens) % every == 0 or len(tokens) == count:
+            first = torch.cat(tokens[shown:], dim=1)[0].tolist()
+            print("".join(map(push, first)), end="", flush=True)
+            shown = len(tokens)
+    print(push())
+    return torch.cat(tokens, dim=1)
+
+
 def sample(config):
-    """Print num_samples continuations of the prompt as they come, then what they cost and how many neurons fired."""
+    """Print num_samples continuations of the prompt, then what they cost and how many neurons fired."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     compiled, how = pick_compile(config.compile, device)
@@ -94,37 +134,37 @@ def sample(config):
     model.sampled_vocab = min(model.sampled_vocab, tokenizer.vocab_size)
     print(f"model     {model.describe()}, context {model.config.block_size}")
     print(f"device    {describe(device, dtype, how)}")
-    if compiled:
-        model.hidden = torch.compile(model.hidden, dynamic=True)
-    prompt = torch.tensor([ids], device=device)
+    cast_matrices(model, dtype)
+    options = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
+    options |= {"repetition_penalty": config.repetition_penalty, "compiled": compiled}
     generator = torch.Generator(device).manual_seed(config.seed)
-    start, rates = time.perf_counter(), None
-    for _ in range(config.num_samples):
-        print("-" * 80)
-        print(text, end="", flush=True)
-        push, new = stream(tokenizer), []
-        with autocast(device, dtype):
-            for token in model.stream(
-                prompt,
-                config.max_new_tokens,
-                config.temperature,
-                config.top_k,
-                top_p=config.top_p,
-                repetition_penalty=config.repetition_penalty,
-                generator=generator,
-            ):
-                new.append(token.item())
-                print(push(new[-1]), end="", flush=True)
-            print(push())
-            rates = model.event_rates(torch.tensor([(ids + new)[-model.config.block_size :]], device=device))
+    sizes = batches(model, config.num_samples, len(ids) + config.max_new_tokens, dtype)
+    seconds, fired = 0.0, []
+    with autocast(device, dtype):
+        for size, before in zip(sizes, [0, *sizes], strict=False):
+            prompts = torch.tensor([ids] * size, device=device)
+            if size != before:
+                options["cache"] = model.new_cache(size, len(ids) + config.max_new_tokens)
+                if compiled:
+                    warm_up(model, prompts, config.max_new_tokens, options)
+            print("-" * 80)
+            print(text, end="", flush=True)
+            start = time.perf_counter()
+            steps = model.stream(prompts, config.max_new_tokens, generator=generator, **options)
+            new = decode(steps, config.max_new_tokens, tokenizer, 1 if device.type == "cpu" else GLANCE)
+            seconds += time.perf_counter() - start
+            for row in new[1:].tolist():
+                print("-" * 80)
+                print(text + tokenizer.decode(row))
+            rates = model.event_rates(torch.cat([prompts, new], dim=1)[:, -model.config.block_size :])
+            fired += [] if rates is None else [rates * size / config.num_samples]
     print("-" * 80)
-    seconds = time.perf_counter() - start
-    print(f"speed     {config.num_samples * config.max_new_tokens / seconds:.0f} tokens/s")
-    if rates is not None:
+    together = f", {sizes[0]} samples at a time" if sizes[0] > 1 else ""
+    print(f"speed     {config.num_samples * config.max_new_tokens / seconds:.0f} tokens/s{together}")
+    if fired:
+        rates = torch.stack(fired).sum(0)
         layers = ", ".join(f"{100 * rate:.0f}" for rate in rates.tolist())
-        print(
-            f"events    {100 * rates.mean():.0f} % of hidden features fired on the last sample (by layer: {layers} %)"
-        )
+        print(f"events    {100 * rates.mean():.0f} % of hidden features fired on the samples (by layer: {layers} %)")
 
 
 @configurator.script

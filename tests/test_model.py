@@ -1,13 +1,16 @@
 """The model against its equations, an independent GPT-2, and the invariants of the design."""
 
+import collections
 import copy
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import model_bio
+from kernels.decoding import Linear, cast_matrices, pick
 from kernels.muon import Muon, orthogonalise
 from model_bio import ACTIVATIONS, GPT, BioMLP, GPTConfig, OscillatingNeuron, SparseEventGate, model_args
 
@@ -385,6 +388,28 @@ def test_crop_block_size():
 # --- generation ---
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch is asked to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count[function.overloadpacket.__name__] += 1
+        return function(*args, **kwargs or {})
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """torch.compile left out, so that stream(compiled=True) runs a compiled step's code as it stands."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+
+
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_cached_generation_equals_uncached_past_the_context(changes):
     model = loud(GPT(small(**changes)))
@@ -393,6 +418,106 @@ def test_cached_generation_equals_uncached_past_the_context(changes):
         cached = model.generate(prompt, 50, temperature=0)
         assert torch.equal(cached, model.generate(prompt, 50, temperature=0, use_cache=False))
         assert torch.equal(cached[:, :length], prompt)
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_steps_of_fixed_shape_equal_those_that_read_a_slice(changes, uncompiled):
+    model = loud(GPT(small(**changes)))
+    for batch, length in ((1, 1), (3, 16), (2, 40)):
+        prompt = ids(batch, length)
+        options = {"temperature": 0, "repetition_penalty": 1.3}
+        sliced = model.generate(prompt, 50, **options)
+        assert torch.equal(sliced, model.generate(prompt, 50, **options, compiled=True))
+    x = ids(2, 16)
+    with torch.no_grad():
+        caches = [model.new_cache(2, 16) for _ in range(2)]
+        caches[1].keys.normal_()  # what lies behind a place is never looked at, whatever it is
+        for cache in caches:
+            model.hidden(x[:, :5], cache)
+        for place in range(5, 16):
+            token = x[:, place : place + 1]
+            hidden = [model.hidden(token, caches[0], place), model.hidden(token, caches[1], torch.tensor([place]))]
+            torch.testing.assert_close(*(model.lm_head(h) for h in hidden), atol=1e-5, rtol=0)
+
+
+def test_one_cache_serves_many_streams(uncompiled):
+    model = loud(GPT(small(mlp="bio")))
+    cache = model.new_cache(2, 30)
+    for length in (9, 3, 20):
+        expected = model.generate(ids(2, length), 10, temperature=0)
+        for compiled in (False, True):
+            given = model.generate(ids(2, length), 10, temperature=0, cache=cache, compiled=compiled)
+            assert torch.equal(given, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"mlp": "bio", "position": "rope", "qk_norm": True, "use_rmsnorm": True}])
+def test_a_compiled_step_equals_the_eager_one_and_is_compiled_once(changes):
+    torch.compiler.reset()
+    model = loud(GPT(small(**changes)))
+    options = {"temperature": 0, "repetition_penalty": 1.3}
+    torch._dynamo.utils.counters.clear()
+    for length in (1, 9, 40):  # past the context, too
+        prompt = ids(2, length)
+        assert torch.equal(model.generate(prompt, 30, **options), model.generate(prompt, 30, **options, compiled=True))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    first, again = (model.generate(ids(2, 4), 20, compiled=True, generator=seeded(3)) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_no_step_waits_for_the_device(uncompiled):
+    model = loud(GPT(small(mlp="bio")))
+    waiting = {"_local_scalar_dense", "nonzero", "masked_select", "multinomial", "equal", "_to_copy", "unique2"}
+    for options in ({"temperature": 0}, {"top_k": 5, "top_p": 0.9, "repetition_penalty": 1.2}, {}):
+        with Operations() as operations:
+            for _ in model.stream(ids(2, 3), 20, generator=seeded(0), compiled=True, **options):
+                pass
+        assert operations.count["index_put_"] and not waiting & set(operations.count)
+
+
+@pytest.mark.parametrize("changes", [{}, {"mlp": "bio", "bio_gate": "feature", "position": "rope", "qk_norm": True}])
+def test_matrices_cast_once_give_autocasts_logits(changes, uncompiled):
+    model = loud(GPT(small(**changes)))
+    kept = copy.deepcopy(model)
+    cast_matrices(kept, torch.bfloat16)
+    assert kept.lm_head.weight is kept.transformer.wte.weight
+    for name, parameter in kept.named_parameters():
+        matrix = parameter.dim() == 2 and "wpe" not in name
+        assert parameter.dtype == (torch.bfloat16 if matrix else torch.float32), name
+    x = ids(2, 16)
+    exact = model(x, x)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        cast, once = model(x, x)[0], kept(x, x)[0]
+        assert kept.hidden(x).dtype == torch.float32  # the residual stream
+        cache = kept.new_cache(2, 16)
+        assert cache.keys.dtype == torch.bfloat16
+        kept.hidden(x[:, :12], cache)
+        sliced = kept.lm_head(kept.hidden(x[:, 12:13], cache, 12))
+        fixed = kept.lm_head(kept.hidden(x[:, 12:13], cache, torch.tensor([12])))
+        first, again = (kept.generate(x, 30, generator=seeded(1), compiled=compiled) for compiled in (False, True))
+    rounding = (cast - exact).abs().max()
+    assert 0 < (once - cast).abs().max() < 1.5 * rounding  # only the token embedding is rounded that was not before
+    for step in (sliced, fixed):
+        assert (step[:, 0] - once[:, 12]).abs().max() < 1.5 * rounding
+    assert first.shape == again.shape == (2, 46)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (32, 5), (7, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_with_one_vector_is_linears(monkeypatch, shape, bias):
+    layer = Linear(shape[1], shape[0], bias=bias)
+    x = torch.randn(1, 1, shape[1])
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    monkeypatch.setattr(Linear, "LARGE", 0)
+    assert torch.equal(layer(x), expected)  # where a gradient is wanted, nothing changes
+    with torch.no_grad(), Operations() as operations:
+        torch.testing.assert_close(layer(x), expected)
+        torch.testing.assert_close(layer(x[0, 0]), expected[0, 0])
+        assert operations.count["bmm"] == 2
+        torch.testing.assert_close(layer(x.expand(2, 3, -1)), expected.expand(2, 3, -1))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert operations.count["bmm"] == 2
 
 
 def test_greedy_generation_is_the_argmax_of_forward():
@@ -429,6 +554,26 @@ def test_top_k_and_top_p_keep_what_they_say():
     assert set(model.generate(many, 1, top_p=1e-9, generator=generator)[:, -1].tolist()) == {order[0].item()}
     share = (model.generate(many, 1, generator=generator)[:, -1] == order[0]).float().mean()
     assert share == pytest.approx(probabilities[order[0]].item(), abs=0.05)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (5, None), (None, 0.8), (6, 0.7)])
+def test_draws_follow_the_distribution(top_k, top_p):
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.9, 1.4, -0.2, 0.0])
+    share = (logits / 0.7).softmax(0)
+    order = share.argsort(descending=True)
+    share[order[top_k or 7 :]] = 0
+    share /= share.sum()
+    if top_p:
+        share[order[(share[order].cumsum(0) < top_p).sum() + 1 :]] = 0
+        share /= share.sum()
+    many = logits.expand(40_000, 7)
+    drawn = pick(many, 0.7, top_k, top_p, seeded(0))
+    assert torch.equal(drawn, pick(many, 0.7, top_k, top_p, seeded(0)))
+    assert not torch.equal(drawn, pick(many, 0.7, top_k, top_p, seeded(1)))
+    found, expected = torch.bincount(drawn[:, 0], minlength=7), 40_000 * share
+    assert not found[share == 0].any()
+    chi_square = ((found - expected)[share > 0] ** 2 / expected[share > 0]).sum()
+    assert chi_square < 22.5  # the 99.9th percentile with 6 degrees of freedom
 
 
 @pytest.mark.parametrize("sign", [1, -1])

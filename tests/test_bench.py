@@ -1,0 +1,67 @@
+"""The benchmark's parts, from end to end on models of a few thousand parameters."""
+
+import re
+
+import pytest
+import torch
+
+import bench
+
+TINY = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 2, "vocab_size": 65}
+CEILINGS = bench.ceilings  # the fixture below leaves them out
+NUMBER = r"[\d.,]+"
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setattr(bench, "GPT2", TINY)
+    monkeypatch.setattr(bench, "SHAPES", {"cpu": (TINY,)})
+    monkeypatch.setattr(bench, "ceilings", lambda *args: (1e9, 1e9))
+
+
+def printed(capsys, *flags):
+    bench.main(["--device=cpu", "--repeats=1", "--steps=1", "--sample_tokens=20", *flags])
+    return capsys.readouterr().out
+
+
+def test_training_has_a_row_for_each_variant(capsys):
+    out = printed(capsys, "--only=train")
+    assert "ceilings  matrix-vector 1.0 GB/s" in out and "training, n_layer=1" in out
+    for variant in bench.VARIANTS:
+        assert re.search(rf"  {variant} +{NUMBER} \+- {NUMBER} +{NUMBER} +{NUMBER}x .* %", out), variant
+    assert re.search(r"  gelu .* 1\.000x", out)
+
+
+def test_memory_of_one_variant_is_a_number(capsys):
+    assert float(printed(capsys, "--only=memory", "--variant=gelu")) > 2**20
+
+
+@pytest.mark.parametrize("flags", [["--compile=False"], ["--compile=True"], ["--compile=False", "--dtype=bfloat16"]])
+def test_sampling_has_a_row_for_each_way(capsys, monkeypatch, flags):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    out = printed(capsys, "--only=sample", *flags)
+    ways = re.findall(rf"  (\S.*\S) +{NUMBER} \+- {NUMBER} +tokens/s +{NUMBER}x uncached +{NUMBER} GB/s +\d+ %", out)
+    compiled = ["compiled"] if flags == ["--compile=True"] else []
+    assert ways == ["uncached", "cached", *compiled, "batch of 8"]
+    assert re.search(r"uncached .* 1\.00x uncached", out) and "sampling 20 tokens, n_layer=1" in out
+
+
+def test_the_ceilings_are_plausible():
+    vector, matrix = CEILINGS(torch.device("cpu"), torch.float32, 1, 256)
+    assert 1e8 < vector < 1e13 and 1e8 < matrix < 1e14  # bytes/s, FLOP/s
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 8, 13, 64])
+def test_the_largest_micro_batch_that_fits(monkeypatch, most):
+    tried = []
+
+    def step_peak(variant, shape, device, dtype, compiled):
+        tried.append(shape["batch_size"])
+        assert shape | {"batch_size": 2} == TINY and variant == "gelu"
+        if shape["batch_size"] > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return 2.0**30
+
+    monkeypatch.setattr(bench, "step_peak", step_peak)
+    assert bench.largest_batch("gelu", torch.device("cuda"), torch.bfloat16, False) == most
+    assert len(tried) == len(set(tried)) <= 14  # doubling and bisection: none is tried twice
