@@ -36,14 +36,13 @@ study oscillation_muon --vary mlp=gelu,relu2,bio --seeds=5 --sweep learning_rate
 # 3. Does it last? Longer first, then (below) wider, and how many layers it is worth.
 study longer_3x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$LONG --max_iters=1500 --warmup_iters=150 --eval_interval=375
 
-# 4. The dendritic unit: K and the start of beta; then learned or fixed. --keep leaves the gradient norms of each run.
-study dendritic --vary dendritic_branches=2,4 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 --mlp=dendritic --seeds=3 \
-    --sweep learning_rate=$RATES --keep --log_interval=5
-study dendritic_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 --mlp=dendritic --seeds=3 \
-    --sweep learning_rate=$RATES --keep --log_interval=5 --reuse=results/dendritic/runs.jsonl
-
-study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --n_embd=256
+# 4. The dendritic unit: the start of beta, learned or fixed, K. --keep leaves the gradient norms of each run.
+D=(--mlp=dendritic --seeds=3 --sweep learning_rate=$RATES --keep --log_interval=5)
+study dendritic_2 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 "${D[@]}"
 study layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --seeds=3 --sweep learning_rate=$RATES
+study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --n_embd=256
+study dendritic_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 "${D[@]}" --reuse=results/dendritic_2/runs.jsonl
+study dendritic_4 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 --dendritic_branches=4 "${D[@]}"
 study longer_10x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.5e-3,3e-3,6e-3 --max_iters=5000 --warmup_iters=500 --eval_interval=1250
 study wider_192 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --n_embd=192
 
