@@ -237,17 +237,18 @@ def curves(arms, path):
     points = [{seed: dict(run["curve"]) for seed, run in arm.runs.items() if run["curve"]} for arm in arms]
     for i, (arm, runs) in enumerate(zip(arms, points, strict=True)):
         style = {"color": COLOURS[i % 8], "linestyle": STYLES[i // 8 % 4 if len(arms) > 8 else i % 4]}
-        band(left, runs, style, arm.name)
+        shade = min(0.18, 0.6 / len(arms))  # so that many bands on one another stay apart
+        band(left, runs, style, shade, arm.name)
         if i:
             shared = set(runs) & set(points[0])
             apart = {seed: {t: v - points[0][seed][t] for t, v in runs[seed].items() if t in points[0][seed]}
                      for seed in shared}  # fmt: skip
-            band(right, apart, style)
+            band(right, apart, style, shade)
     right.axhline(0, color=COLOURS[0], linewidth=1)
     left.set(xlabel="tokens trained on, millions", ylabel="validation loss, nats a token")
     right.set(xlabel="tokens trained on, millions", ylabel=f"difference to {arms[0].name}, nats a token")
-    left.set_title("Validation loss during training, mean ± sd over seeds", fontsize=10)
-    right.set_title("Difference to the control by seed, mean ± sd (below 0: better)", fontsize=10)
+    left.set_title("Validation loss during training, mean ± sd over seeds", fontsize=9)
+    right.set_title("Difference to the control by seed, mean ± sd (below 0: better)", fontsize=9)
     for axes in (left, right):
         axes.grid(alpha=0.25)
     if left.get_legend_handles_labels()[0]:
@@ -255,7 +256,7 @@ def curves(arms, path):
     figure.savefig(path, dpi=130)
 
 
-def band(axes, runs, style, label=None):
+def band(axes, runs, style, shade, label=None):
     """runs: seed -> {tokens: value}. Draws what all seeds have."""
     tokens = sorted(set.intersection(*(set(curve) for curve in runs.values()))) if runs else []
     values = np.array([[curve[t] for t in tokens] for curve in runs.values()])
@@ -264,7 +265,7 @@ def band(axes, runs, style, label=None):
     mean, sd = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(tokens))
     x = np.array(tokens) / 1e6
     axes.plot(x, mean, label=label, linewidth=1.6, marker="o", markersize=3, **style)
-    axes.fill_between(x, mean - sd, mean + sd, color=style["color"], alpha=0.18, linewidth=0)
+    axes.fill_between(x, mean - sd, mean + sd, color=style["color"], alpha=shade, linewidth=0)
 
 
 def forest(arms, differences, path):
