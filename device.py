@@ -83,6 +83,34 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+class Card:
+    """A CUDA card's memory, in bytes, as torch's allocator holds it. Raises UserError for any other device."""
+
+    HEADROOM = 0.1  # for what no step shows: the desktop, an evaluation's logits, gaps between tensors
+
+    def __init__(self, device):
+        if device.type != "cuda":
+            raise UserError(f"batch_size='auto' measures a CUDA card's memory, and device is {device}: give a number")
+        self.device = device
+
+    def budget(self):
+        """What this process may hold in all: what it holds and what is free now, within its own cap, less headroom."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        # set_per_process_memory_fraction's; before torch 2.8 it cannot be read, and a step past it fails
+        share = total * getattr(torch.cuda, "get_per_process_memory_fraction", lambda index: 1.0)(index)
+        return min(free + torch.cuda.memory_reserved(self.device), share) - self.HEADROOM * share
+
+    def reset(self):
+        """Give back what is cached, and begin a new peak."""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak(self):
+        """Most that the allocator held since: more than its tensors, by what lies idle between them."""
+        return torch.cuda.max_memory_reserved(self.device)
+
+
 def autocast(device, dtype):
     """Run matrix products in dtype; float32 means no autocast."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
@@ -108,3 +136,13 @@ def mean_over_processes(tensor, sum_only=False):
         dist.all_reduce(on_card)
         tensor = on_card.cpu() if sum_only else on_card / dist.get_world_size()
     return tensor
+
+
+def over_processes(number, operation):
+    """The least ('MIN') or the largest ('MAX') of every process's number; without torchrun the number itself."""
+    if dist.is_initialized():
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        tensor = torch.tensor(number, dtype=torch.float64, device=device)
+        dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
+        return tensor.item()
+    return number

@@ -27,11 +27,13 @@ import blowup
 import checkpoint
 import configurator
 import durable
+import memory
 import neurons
 import prepare_data
 from configurator import UserError
 from dataset import Dataset
 from device import (
+    Card,
     autocast,
     describe,
     mean_over_processes,
@@ -71,7 +73,7 @@ class TrainConfig(GPTConfig):
     # data
     dataset: str = "openwebtext"  # folder under data_dir, made by prepare_data.py
     data_dir: str = "data"  # where datasets lie
-    batch_size: int = 12  # sequences a micro-batch: what has to fit into memory at once
+    batch_size: int | Literal["auto"] = 12  # sequences a micro-batch; auto: as many as a CUDA card is measured to hold
     gradient_accumulation_steps: int | None = None  # micro-batches a step over all processes; None = 40, nanoGPT's
     tokens_per_step: int | None = None  # instead of gradient_accumulation_steps, which then follows from it
 
@@ -113,7 +115,7 @@ class TrainConfig(GPTConfig):
         positive = ("eval_interval", "log_interval", "batch_size", "gradient_accumulation_steps", "tokens_per_step")
         positive += ("max_iters", "lr_decay_iters", "learning_rate", "max_blowup", "max_skipped")
         for key in positive:
-            if getattr(self, key) is not None and not 0 < getattr(self, key) < math.inf:
+            if getattr(self, key) not in (None, "auto") and not 0 < getattr(self, key) < math.inf:
                 raise ValueError(f"{key}={getattr(self, key)} must be above 0")
         for key in ("eval_iters", "final_sample", "warmup_iters", "weight_decay", "grad_clip", "min_lr", "seed"):
             if getattr(self, key) is not None and not 0 <= getattr(self, key) < math.inf:
@@ -123,13 +125,16 @@ class TrainConfig(GPTConfig):
                 raise ValueError(f"{key}={getattr(self, key)} must lie in 0..1")
         if not self.decay_lr and self.lr_schedule == "wsd":
             raise ValueError("decay_lr=False contradicts lr_schedule='wsd': give one of the two")
-        micro_batch = self.batch_size * self.block_size
+        given, auto = self.gradient_accumulation_steps, self.batch_size == "auto"
+        if auto and (self.tokens_per_step is None or given is not None):
+            raise ValueError("batch_size='auto' needs tokens_per_step, and no gradient_accumulation_steps beside it")
+        size = 1 if auto else self.batch_size
+        micro_batch = size * self.block_size
         if self.tokens_per_step is not None and self.tokens_per_step % micro_batch:
             raise ValueError(
                 f"tokens_per_step={self.tokens_per_step} is no multiple of batch_size x block_size = "
-                f"{self.batch_size} x {self.block_size} = {micro_batch}"
+                f"{size} x {self.block_size} = {micro_batch}"
             )
-        given = self.gradient_accumulation_steps
         if given is not None and self.tokens_per_step not in (None, given * micro_batch):
             raise ValueError(
                 f"gradient_accumulation_steps={given} makes {given * micro_batch} tokens a step, which contradicts "
@@ -142,13 +147,15 @@ class TrainConfig(GPTConfig):
 
     @property
     def micro_batches(self):
-        """Micro-batches a step, over all processes."""
+        """Micro-batches a step, over all processes: of one sequence each where batch_size is 'auto' still."""
         if self.tokens_per_step is not None:
-            return self.tokens_per_step // (self.batch_size * self.block_size)
+            return self.sequences_per_step // (1 if self.batch_size == "auto" else self.batch_size)
         return 40 if self.gradient_accumulation_steps is None else self.gradient_accumulation_steps
 
     @property
     def sequences_per_step(self):
+        if self.tokens_per_step is not None:
+            return self.tokens_per_step // self.block_size
         return self.micro_batches * self.batch_size
 
     def learning_rate_at(self, step):
@@ -187,6 +194,7 @@ class TrainResult:
     interrupted: str | None = None  # the signal that stopped it
 
 
+@memory.explained
 def train(config, neuron=None):
     """
     Train as the TrainConfig says -> TrainResult. May be called many times in one process.
@@ -203,6 +211,7 @@ def train(config, neuron=None):
     if world > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    card = Card(device) if config.batch_size == "auto" else None
     dtype = pick_dtype(config.dtype, device)
     compiled, how = pick_compile(config.compile, device)
     if device.type == "cuda":
@@ -239,6 +248,12 @@ def train(config, neuron=None):
 
     # --- optimizer; `raw` is what is evaluated and saved, `model` may be wrapped ---
     raw = model.to(device)
+    asked = config  # what a checkpoint keeps: a run that is resumed elsewhere measures anew
+    if card:
+        config = replace(config, batch_size=memory.measure(config, card, raw, data, dtype, say))
+    layout = config.batch_size, config.block_size, config.micro_batches
+    tokens_per_step, shown = math.prod(layout), " x ".join(map(str, layout))
+    say(f"batch     {shown} = {tokens_per_step:,} tokens a step, {config.max_iters:,} steps")
     betas = config.beta1, config.beta2
     optimizer = raw.configure_optimizers(
         config.weight_decay, config.learning_rate, betas, device.type, config.optimizer_type
@@ -255,7 +270,7 @@ def train(config, neuron=None):
         model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
     def measure():
-        count = config.eval_iters * config.batch_size
+        count = config.eval_iters * (TrainConfig.batch_size if card else config.batch_size)  # never the card's choice
         val_loss, val_stderr = evaluate(raw, data, "val", count, device, dtype)
         train_loss, _ = evaluate(raw, data, "train", count or len(data.fixed_windows("val", 0)), device, dtype)
         return {"val_loss": val_loss, "val_stderr": val_stderr, "train_loss": train_loss}
@@ -282,7 +297,7 @@ def train(config, neuron=None):
 
     def save(best_too):
         weights = {"model": raw.state_dict(), "model_args": model_args(raw.config), "tokenizer": data.tokenizer}
-        weights |= {"config": asdict(config), "iter_num": step, "best_val_loss": best}
+        weights |= {"config": asdict(asked), "iter_num": step, "best_val_loss": best}
         weights |= {"neuron_sha256": getattr(neuron, "sha256", None)}
         if best_too:
             checkpoint.save(out_dir / "best.pt", weights)
@@ -290,7 +305,6 @@ def train(config, neuron=None):
         checkpoint.save_last(out_dir, weights | guarded.state_dict() | state)
 
     # --- the loop ---
-    tokens_per_step = config.sequences_per_step * config.block_size
     peak = peak_flops(device)
     found, timed_steps, timed_seconds, first_losses = None, 0, 0.0, []
     bar = tqdm(
@@ -498,9 +512,6 @@ def announce(config, model, data, machine, say):
         f"vocabulary {data.tokenizer['vocab_size']:,}")  # fmt: skip
     say(f"model     {model.describe()}, {model.flops_per_token() / 1e6:.1f} MFLOP a token")
     say(f"device    {machine}")
-    layout = config.batch_size, config.block_size, config.micro_batches
-    shown = " x ".join(map(str, layout))
-    say(f"batch     {shown} = {math.prod(layout):,} tokens a step, {config.max_iters:,} steps")
 
 
 def start_wandb(config):

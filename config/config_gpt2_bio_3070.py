@@ -2,13 +2,15 @@
 # python train.py config/config_gpt2_bio_3070.py           its control: the same, with --use_bio_mlp=False
 out_dir = "out/gpt2_bio"
 eval_interval = 1000
-eval_iters = 100
+eval_iters = 40  # x 12 windows, whatever the micro-batch
 log_interval = 10
 
 dataset = "openwebtext"
 block_size = 1024
-batch_size = 2  # what fits beside weights, gradients and AdamW's 2 GB
-gradient_accumulation_steps = 16  # 2 x 16 x 1024 = 32,768 tokens a step
+tokens_per_step = 32768  # 32 sequences, history's 2 x 16
+# How many of them fit at once, beside 2 GB of weights, gradients and moments, was not tried for want of a 3070: the
+# start of a run measures it. Without a CUDA card give a number.
+batch_size = "auto"
 
 n_layer = 12
 n_head = 12

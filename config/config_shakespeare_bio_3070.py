@@ -8,7 +8,7 @@ always_save_checkpoint = False  # keep the best only
 final_sample = 1000
 
 dataset = "shakespeare_works"
-batch_size = 64
+batch_size = 64  # a whole step at once, of some 1.6 GiB by memory.estimate: nothing for batch_size="auto" to gain
 gradient_accumulation_steps = 1
 block_size = 256
 

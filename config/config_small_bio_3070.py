@@ -2,13 +2,13 @@
 # python train.py config/config_small_bio_3070.py           its control: the same, with --use_bio_mlp=False
 out_dir = "out/small_bio"
 eval_interval = 1000
-eval_iters = 100
+eval_iters = 40  # x 12 windows, whatever the micro-batch
 log_interval = 10
 
 dataset = "openwebtext"
 block_size = 1024
-batch_size = 4  # most of the memory goes to the logits, of 50,304 floats a token
-gradient_accumulation_steps = 8  # 4 x 8 x 1024 = 32,768 tokens a step, as in config_gpt2_bio_3070.py
+tokens_per_step = 32768  # 32 sequences, as in config_gpt2_bio_3070.py
+batch_size = "auto"  # as many of them at once as the card is measured to hold; without a CUDA card give a number
 
 n_layer = 4
 n_head = 6

@@ -67,9 +67,9 @@ def test_historic_spellings_the_last_assignment_wins(file):
     ("argument", "message"),
     [
         ("--learning_rat=1", "unknown key 'learning_rat'; did you mean 'learning_rate'?"),
-        ("--batch_size=two", "batch_size = 'two': expected an int, got str"),
-        ("--batch_size=1.0", "batch_size = 1.0: expected an int, got float"),
-        ("--batch_size=True", "batch_size = True: expected an int, got bool"),
+        ("--batch_size=two", "batch_size = 'two': expected an int or 'auto', got str"),
+        ("--batch_size=1.0", "batch_size = 1.0: expected an int or 'auto', got float"),
+        ("--batch_size=True", "batch_size = True: expected an int or 'auto', got bool"),
         ("--eval_only=1", "eval_only = 1: expected True or False, got int"),
         ("--lr_schedule=linear", "lr_schedule = 'linear': expected 'cosine' or 'wsd' or 'constant', got str"),
         ("--compile=perhaps", "compile = 'perhaps': expected True or False or 'auto', got str"),

@@ -197,9 +197,10 @@ def test_start_from_a_checkpoints_weights(tiny, tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_and_takes_a_step(arguments, path):
-    own = arguments(path, max_iters=1, init_from="scratch", final_sample=0)
+    small = {"max_iters": 1, "init_from": "scratch", "final_sample": 0, "tokens_per_step": None}
+    own = arguments(path, **small)
     assert train(own).steps == 1
-    control = arguments(path, max_iters=1, init_from="scratch", final_sample=0, use_bio_mlp=False)
+    control = arguments(path, **small, use_bio_mlp=False)
     assert control.mlp == "gelu"
     assert [f for f in TrainConfig.__dataclass_fields__ if getattr(own, f) != getattr(control, f)] in ([], ["mlp"])
 
