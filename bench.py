@@ -10,6 +10,7 @@ with half the interquartile range behind them.
 """
 
 import functools
+import gc
 import json
 import statistics
 import subprocess
@@ -45,7 +46,7 @@ class BenchConfig:
     repeats: int = 7  # alternated rounds behind each median, after one that warms up
     steps: int = 10  # training steps a round
     sample_tokens: int = 500  # tokens to sample
-    budget_gb: float | None = None  # cap CUDA's allocator here, and find the largest micro-batch that fits
+    budget_gb: float | None = None  # cap CUDA's allocator here, and measure the largest micro-batch that fits, no more
     variant: str | None = None  # with only=memory: measure this variant alone, in this process
 
     # machine
@@ -252,7 +253,9 @@ def largest_batch(variant, device, dtype, compiled):
     """The largest micro-batch of 1,024 tokens whose step fits under the allocator's cap: doubling, then bisection."""
 
     def fits(size):
+        gc.collect()  # a compiled model lies in a cycle
         torch.cuda.empty_cache()
+        torch.compiler.reset()  # else the second size would be compiled for all sizes
         try:
             return step_peak(variant, GPT2 | {"batch_size": size}, device, dtype, compiled) > 0
         except torch.OutOfMemoryError:
@@ -265,6 +268,24 @@ def largest_batch(variant, device, dtype, compiled):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def bench_budget(config, device, dtype, compiled):
+    """Under the cap: each variant's largest micro-batch and its tokens/s. One after another: two would not fit."""
+    print(f"\nunder {config.budget_gb:g} GB, {' '.join(f'{k}={v}' for k, v in GPT2.items() if k != 'batch_size')}")
+    for variant in VARIANTS:
+        size = largest_batch(variant, device, dtype, compiled)
+        if size == 0:
+            print(f"  {variant:<12}not even a micro-batch of 1 fits")
+            continue
+        torch.compiler.reset()
+        with tempfile.TemporaryDirectory() as name:
+            random_corpus(Path(name), GPT2["vocab_size"])
+            step = make_stepper(variant, GPT2 | {"batch_size": size}, Path(name), device, dtype, compiled)
+            several_steps = functools.partial(several, step, config.steps)
+            rounds = alternate({variant: several_steps}, config.repeats, device)[variant]
+        middle, half = spread([size * GPT2["block_size"] * config.steps / s for s in rounds])
+        print(f"  {variant:<12}micro-batch {size:>3}{middle:>12,.0f} +- {half:<8,.0f} tokens/s")
 
 
 def bench_sample(config, device, dtype, compiled, limits):
@@ -325,6 +346,8 @@ def main(argv=None):
             raise UserError("budget_gb caps CUDA's allocator: it needs --device=cuda")
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, config.budget_gb * 1e9 / total))
+        bench_budget(config, device, dtype, compiled)
+        return
     print(f"device    {describe(device, dtype, how)}, torch {torch.__version__}, oscillation by {backend(device)}")
     limits = ceilings(device, dtype, config.repeats, 2048 if device.type == "cpu" else 8192)
     print(f"ceilings  matrix-vector {limits[0] / 1e9:.1f} GB/s, matrix product {limits[1] / 1e9:.0f} GFLOP/s")
@@ -332,9 +355,6 @@ def main(argv=None):
         bench_train(config, device, dtype, compiled, limits)
     if config.only in ("all", "memory"):
         bench_memory(config, device, dtype, compiled)
-        if config.budget_gb is not None:
-            for variant in VARIANTS:
-                print(f"  {variant:<14}micro-batch {largest_batch(variant, device, dtype, compiled)} under the budget")
     if config.only in ("all", "sample"):
         bench_sample(config, device, dtype, compiled, limits)
 

@@ -65,3 +65,19 @@ def test_the_largest_micro_batch_that_fits(monkeypatch, most):
     monkeypatch.setattr(bench, "step_peak", step_peak)
     assert bench.largest_batch("gelu", torch.device("cuda"), torch.bfloat16, False) == most
     assert len(tried) == len(set(tried)) <= 14  # doubling and bisection: none is tried twice
+
+
+def test_the_budget_has_a_row_for_each_variant(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "largest_batch", lambda variant, *rest: {"gelu": 3, "reference": 0}.get(variant, 2))
+    config = bench.BenchConfig(repeats=1, steps=1, budget_gb=7.0)
+    bench.bench_budget(config, torch.device("cpu"), torch.float32, False)
+    out = capsys.readouterr().out
+    assert "under 7 GB, n_layer=1" in out and "reference   not even a micro-batch of 1 fits" in out
+    for variant, size in (("gelu", 3), ("bio/none", 2), ("bio/feature", 2)):
+        assert re.search(rf"  {variant} +micro-batch +{size} +{NUMBER} \+- {NUMBER} +tokens/s", out), variant
+
+
+def test_a_budget_is_cudas(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--device=cpu", "--budget_gb=7"])
+    assert "needs --device=cuda" in "".join(capsys.readouterr())
