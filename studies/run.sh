@@ -8,7 +8,7 @@ PYTHON=${PYTHON:-python}
 export OMP_NUM_THREADS=1 # one run a core
 
 RATES=3e-3,6e-3,1.2e-2          # GELU's and the oscillation's optimum is the middle one
-LONG=1.5e-3,3e-3,6e-3,1.2e-2    # where longer training or more width may want less
+LONG=1.5e-3,3e-3,6e-3,1.2e-2    # where another neuron or longer training may want less
 MUON=5e-3,1e-2,2e-2
 
 study() { # study NAME FLAGS: into results/NAME, with what earlier studies have run already
@@ -25,7 +25,7 @@ study() { # study NAME FLAGS: into results/NAME, with what earlier studies have 
 }
 
 # 1. Does the oscillation help?
-study oscillation --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 --sweep learning_rate=$RATES
+study oscillation --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 --sweep learning_rate=$LONG
 
 # 2. Where does the gain come from? The control is the whole neuron; GELU stands beside it.
 A=studies/ablations.py
