@@ -25,6 +25,7 @@ from kernels.cross_entropy import ChunkedCrossEntropy
 from kernels.decoding import STEP_OPTIONS, KVCache, Linear, pick
 from kernels.muon import Muon
 from kernels.oscillation import oscillate, oscillate_gated
+from kernels.rotary import normalise, rotate
 
 
 class Pointwise(nn.Module):
@@ -292,12 +293,6 @@ def rope_tables(block_size, head_width):
     return angle.cos(), angle.sin()
 
 
-def rotate(x, cos, sin):
-    """Turn each pair (x_i, x_{i + D/2}) by its position's angle. x: (..., T, D); cos, sin: (T, D/2)."""
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
-
-
 class CausalSelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -314,7 +309,7 @@ class CausalSelfAttention(nn.Module):
         qk = qk.view(B, T, 2 * self.n_head, C // self.n_head).transpose(1, 2)  # (B, 2H, T, D)
         v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
         if self.qk_norm:
-            qk = F.rms_norm(qk, qk.shape[-1:], eps=1e-6)
+            qk = normalise(qk)
         if rope is not None:
             qk = rotate(qk, *rope)
         q, k = qk.split(self.n_head, dim=1)

@@ -18,6 +18,7 @@ from torch.nn.functional import gelu
 from kernels import oscillation, oscillation_cpu
 from kernels.muon import orthogonalise
 from kernels.oscillation import oscillate, oscillate_gated, oscillate_gated_plain, oscillate_plain
+from kernels.rotary import normalise, rotate
 
 ROOT = Path(__file__).parent.parent
 THRESHOLD = 0.3
@@ -448,3 +449,24 @@ def test_newton_schulz_on_the_gram_matrix_is_the_plain_iteration(decades):
     torch.testing.assert_close(orthogonalise(g.mT), x.mT.float(), atol=1e-3, rtol=0)
     assert x.abs().max() > 0.1
     assert not orthogonalise(torch.zeros(1, 16, 64)).any()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_normalised_and_turned_heads_are_the_plain_operations(dtype, tolerance):
+    angle = torch.outer(torch.arange(5.0), torch.tensor([1.0, 0.3, 0.1, 0.01]))
+    cos, sin = angle.cos(), angle.sin()
+    heads = torch.randn(2, 5, 3, 8, dtype=dtype).transpose(1, 2)  # (B, H, T, D), as attention cuts them
+    x, z = (heads.clone().requires_grad_() for _ in range(2))
+    a, b = (z.float() / (z.float().square().mean(-1, keepdim=True) + 1e-6).sqrt()).chunk(2, dim=-1)
+    plain = torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    fast = rotate(normalise(x), cos, sin)
+    assert fast.dtype == dtype and fast.shape == x.shape
+    weight = torch.randn_like(plain)
+    for y in (fast, plain):
+        (y.float() * weight).sum().backward()
+    torch.testing.assert_close(fast.float(), plain, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(x.grad, z.grad, atol=2 * tolerance, rtol=tolerance)
+    assert not normalise(torch.zeros(3, 8)).any()
+    wide = torch.randn(2, 4, 6)
+    compiled = torch.compile(lambda x: rotate(normalise(x), cos[:4, :3], sin[:4, :3]), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(wide), rotate(normalise(wide), cos[:4, :3], sin[:4, :3]))
