@@ -9,7 +9,6 @@ export OMP_NUM_THREADS=1 # one run a core
 
 RATES=3e-3,6e-3,1.2e-2          # GELU's and the oscillation's optimum is the middle one
 LONG=1.5e-3,3e-3,6e-3,1.2e-2    # where another neuron or longer training may want less
-MUON=5e-3,1e-2,2e-2
 
 study() { # study NAME FLAGS: into results/NAME, with what earlier studies have run already
     local name=$1 reuse=()
@@ -37,7 +36,7 @@ study longer_3x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --max
 # 4. The dendritic unit: the start of beta, learned or fixed, K. --keep leaves the gradient norms of each run.
 D=(--mlp=dendritic --seeds=3 --sweep learning_rate=$RATES --keep --log_interval=5)
 study dendritic_2 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 "${D[@]}"
-study oscillation_muon --vary mlp=gelu,relu2,bio --seeds=5 --sweep learning_rate=5e-3,1e-2,2e-2 --optimizer_type=muon
+study oscillation_muon --vary mlp=gelu,relu2,bio --seeds=5 --sweep learning_rate=2.5e-3,5e-3,1e-2,2e-2,4e-2 --optimizer_type=muon
 study layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --seeds=3 --sweep learning_rate=$RATES
 study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --n_embd=256
 study dendritic_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 "${D[@]}" --reuse=results/dendritic_2/runs.jsonl
