@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
 # The studies of README.md, in the order of what they answer. Stop it whenever; started again, it goes on.
 #   nohup bash studies/run.sh > out/studies.log 2>&1 &
+#   bash studies/run.sh layers wider_256                  only these
 set -u
 cd "$(dirname "$0")/.."
 mkdir -p out results
 PYTHON=${PYTHON:-python}
 export OMP_NUM_THREADS=1 # one run a core
 
-RATES=3e-3,6e-3,1.2e-2          # GELU's and the oscillation's optimum is the middle one
-LONG=1.5e-3,3e-3,6e-3,1.2e-2    # where another neuron or longer training may want less
+RATES=3e-3,6e-3,1.2e-2               # GELU's and the oscillation's optimum is the middle one
+LOW=7.5e-4,1.5e-3,3e-3,6e-3,1.2e-2   # where another neuron may want less
+HIGH=3e-3,6e-3,1.2e-2,2.4e-2         # and where longer training may want more
+WANTED=" $* "
 
 study() { # study NAME FLAGS: into results/NAME, with what earlier studies have run already
     local name=$1 reuse=()
     shift
+    [[ $WANTED == "  " || $WANTED == *" $name "* ]] || return 0
     [ -f results/oscillation/runs.jsonl ] && [ "$name" != oscillation ] && reuse=(--reuse=results/oscillation/runs.jsonl)
     echo "=== $name"
     "$PYTHON" compare.py studies/base.py --jobs=2 --out_dir="results/$name" ${reuse[@]+"${reuse[@]}"} "$@"
@@ -24,14 +28,14 @@ study() { # study NAME FLAGS: into results/NAME, with what earlier studies have 
 }
 
 # 1. Does the oscillation help?
-study oscillation --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 --sweep learning_rate=$LONG
+study oscillation --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 --sweep learning_rate=$LOW
 
 # 2. Where does the gain come from? The control is the whole neuron; GELU stands beside it.
 A=studies/ablations.py
-study ablations --vary mlp=$A:Full,$A:OmegaOne,$A:PhiZero,$A:Frozen,$A:NoBaseline,$A:NoTanh,$A:NoSine,gelu --seeds=3 --sweep learning_rate=$RATES
+study ablations --vary mlp=$A:Full,$A:OmegaOne,$A:PhiZero,$A:Frozen,$A:NoBaseline,$A:NoTanh,$A:NoSine,gelu --seeds=3 --sweep learning_rate=1.5e-3,$RATES
 
 # 3. Does it last? Longer first, then (below) wider, and how many layers it is worth; and the first with Muon.
-study longer_3x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --max_iters=1500 --warmup_iters=150 --eval_interval=375
+study longer_3x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$HIGH --max_iters=1500 --warmup_iters=150 --eval_interval=375
 
 # 4. The dendritic unit: the start of beta, learned or fixed, K. --keep leaves the gradient norms of each run.
 D=(--mlp=dendritic --seeds=3 --sweep learning_rate=$RATES --keep --log_interval=5)
@@ -41,9 +45,9 @@ study layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --seeds=3 --sweep learning
 study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --n_embd=256
 study dendritic_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 "${D[@]}" --reuse=results/dendritic_2/runs.jsonl
 study dendritic_4 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 --dendritic_branches=4 "${D[@]}"
-study longer_10x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.5e-3,3e-3,6e-3 --max_iters=5000 --warmup_iters=500 --eval_interval=1250
+study longer_10x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --max_iters=5000 --warmup_iters=500 --eval_interval=1250
 study wider_192 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$RATES --n_embd=192
 
 # 5. The first with learned positions, where 500 steps end before attention has set in with every seed: see LOG.md.
 study oscillation_learned_positions --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 \
-    --sweep learning_rate=$LONG --position=learned --qk_norm=False --eval_iters=20
+    --sweep learning_rate=1.5e-3,$RATES --position=learned --qk_norm=False --eval_iters=20
