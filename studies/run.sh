@@ -45,6 +45,8 @@ study layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --seeds=3 --sweep learning
 study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$LOW --n_embd=256
 study dendritic_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 "${D[@]}" --reuse=results/dendritic_2/runs.jsonl
 study dendritic_4 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 --dendritic_branches=4 "${D[@]}"
+study dendritic_4_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 --dendritic_branches=4 "${D[@]}" \
+    --reuse=results/dendritic_4/runs.jsonl
 study longer_10x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.5e-3,$RATES --max_iters=5000 --warmup_iters=500 --eval_interval=1250
 study wider_192 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$LOW --n_embd=192
 
