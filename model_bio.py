@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from kernels import attention as fused_attention
 from kernels.cross_entropy import ChunkedCrossEntropy
 from kernels.decoding import STEP_OPTIONS, KVCache, Linear, pick
 from kernels.muon import Muon
@@ -305,7 +306,10 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x, rope=None, extend=None):
         B, T, C = x.shape
-        qk, v = self.c_attn(x).split((2 * C, C), dim=2)
+        qkv, dropout = self.c_attn(x), self.dropout if self.training else 0.0  # (B, T, 3C)
+        if extend is None and not dropout and fused_attention.serves(qkv):
+            return self.resid_dropout(self.c_proj(fused_attention.attend(qkv, self.n_head, self.qk_norm, rope)))
+        qk, v = qkv.split((2 * C, C), dim=2)
         qk = qk.view(B, T, 2 * self.n_head, C // self.n_head).transpose(1, 2)  # (B, 2H, T, D)
         v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
         if self.qk_norm:
@@ -317,8 +321,7 @@ class CausalSelfAttention(nn.Module):
         if extend is not None:
             k, v, mask = extend(k, v)  # (B, H, S, D), S >= T
         # a single token may look at all that a cache holds, so it is not causal
-        causal, dropout = mask is None and T > 1, self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)  # (B, H, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T > 1)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 

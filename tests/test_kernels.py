@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch.nn.functional import gelu
 
-from kernels import oscillation, oscillation_cpu
+from kernels import attention, c_library, oscillation, oscillation_cpu
 from kernels.muon import orthogonalise
 from kernels.oscillation import oscillate, oscillate_gated, oscillate_gated_plain, oscillate_plain
 from kernels.rotary import normalise, rotate
+from model_bio import CausalSelfAttention, GPTConfig, rope_tables
 
 ROOT = Path(__file__).parent.parent
 THRESHOLD = 0.3
@@ -156,7 +157,8 @@ def test_large_phases(path, scale):
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
 def test_c_without_native_instructions(tmp_path):
     """The build for a CPU without fused multiply-add, and without OpenMP, is as accurate."""
-    library = oscillation_cpu.build(shutil.which("cc") or shutil.which("gcc"), oscillation_cpu.FLAGS, tmp_path)
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    library = c_library.build("oscillation.c", compiler, (*c_library.FLAGS, *oscillation_cpu.FLAGS), tmp_path)
     kernel = oscillation_cpu.bind(ctypes.CDLL(str(library)))
     for scale in (2.0, 2e4):
         x, vectors = make((64, 40), "gated", scale=scale)
@@ -358,7 +360,7 @@ class TestBuild:
     def fresh(self, tmp_path, monkeypatch):
         """An empty cache folder of its own, and no memory of earlier decisions."""
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(oscillation_cpu.tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setattr(c_library.tempfile, "tempdir", str(tmp_path))
         oscillation._kernel.cache_clear()
         yield
         oscillation._kernel.cache_clear()
@@ -391,14 +393,14 @@ class TestBuild:
 
     def test_refuses_folders_that_others_can_write_to(self, tmp_path):
         home, temporary = tmp_path / "home" / "wigglegpt", tmp_path / f"wigglegpt-{os.getuid()}"
-        assert oscillation_cpu.cache_folder() == home
+        assert c_library.cache_folder() == home
         home.chmod(0o777)
-        assert oscillation_cpu.cache_folder() == temporary
+        assert c_library.cache_folder() == temporary
         home.chmod(0o720)
-        assert oscillation_cpu.cache_folder() == temporary
+        assert c_library.cache_folder() == temporary
         temporary.rmdir()
         temporary.symlink_to(tmp_path)
-        assert oscillation_cpu.cache_folder() is None
+        assert c_library.cache_folder() is None
         self.assert_plain("no cache folder" if HAS_COMPILER else "no C compiler")
 
     def test_without_a_compiler(self, tmp_path, monkeypatch):
@@ -470,3 +472,124 @@ def test_normalised_and_turned_heads_are_the_plain_operations(dtype, tolerance):
     wide = torch.randn(2, 4, 6)
     compiled = torch.compile(lambda x: rotate(normalise(x), cos[:4, :3], sin[:4, :3]), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(wide), rotate(normalise(wide), cos[:4, :3], sin[:4, :3]))
+
+
+def attention_by_its_equation(qkv, heads, norm, rope):
+    B, T, width = qkv.shape
+    q, k, v = qkv.view(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+    if norm:
+        q, k = (x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() for x in (q, k))
+    if rope:
+        pairs = [x.chunk(2, dim=-1) for x in (q, k)]
+        cos, sin = rope
+        q, k = (torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1) for a, b in pairs)
+    later = torch.ones(T, T, dtype=torch.bool).triu(1)
+    shares = torch.softmax((q @ k.mT / math.sqrt(q.size(-1))).masked_fill(later, -math.inf), dim=-1)
+    return (shares @ v).transpose(1, 2).reshape(B, T, width // 3)
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler")
+class TestAttention:
+    SIZES = ((3, 64, 4, 32), (2, 1, 2, 8), (2, 37, 3, 10), (1, 300, 1, 128), (2, 17, 1, 48), (1, 9, 2, 2))
+
+    @staticmethod
+    def make(B, T, H, D, scale=2.0):
+        """-> qkv (B, T, 3·C), the gradient of the output (B, T, C), rope."""
+        generator = torch.Generator().manual_seed(T)
+        qkv, grad = (torch.randn(B, T, n * H * D, generator=generator) for n in (3, 1))
+        return scale * qkv, grad, rope_tables(T, D)
+
+    @staticmethod
+    def check(function, size, norm, turned, scale=2.0):
+        qkv, grad, rope = TestAttention.make(*size, scale)
+        rope = rope if turned else None
+        x, z = qkv.requires_grad_(), qkv.detach().double().requires_grad_()
+        y, expected = function(x, size[2], norm, rope), attention_by_its_equation(z, size[2], norm, rope)
+        y.backward(grad)
+        expected.backward(grad.double())
+        torch.testing.assert_close(y.double(), expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(x.grad.double(), z.grad, atol=5e-5, rtol=0)
+
+    @pytest.mark.parametrize("turned", [False, True])
+    @pytest.mark.parametrize("norm", [False, True])
+    @pytest.mark.parametrize("size", SIZES)
+    def test_is_its_equation(self, size, norm, turned):
+        self.check(attention.attend, size, norm, turned)
+
+    def test_without_native_instructions(self, tmp_path, monkeypatch):
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        library = c_library.build("attention.c", compiler, c_library.FLAGS, tmp_path)
+        run = attention.bind(ctypes.CDLL(str(library)))
+        monkeypatch.setattr(attention, "_kernel", lambda: run)
+        self.check(attention.attend, (2, 37, 3, 10), True, True)
+
+    def test_large_scores(self):
+        """Where a softmax becomes a choice of one; scores up to some 10,000."""
+        qkv, _, _ = self.make(2, 37, 3, 10, scale=80.0)
+        expected = attention_by_its_equation(qkv.double(), 3, False, None)
+        assert (attention.attend(qkv, 3) - expected).abs().max() < 1.0
+        assert ((attention.attend(qkv, 3) - expected).abs() < 1e-3).float().mean() > 0.99
+
+    def test_a_token_sees_none_after_it(self):
+        """Not by a bit; and what sees a NaN does not hide it."""
+        qkv, grad, rope = self.make(2, 37, 3, 10)
+        x, z = qkv.clone().requires_grad_(), qkv.clone()
+        z[:, 20:] = 1e15 * torch.randn(2, 17, 90)
+        grad[:, 20:] = 0
+        y = attention.attend(x, 3, True, rope)
+        assert torch.equal(y[:, :20], attention.attend(z, 3, True, rope)[:, :20])
+        y.backward(grad)
+        assert not x.grad[:, 20:].any() and x.grad[:, 1:20].all()
+        for bad in (math.nan, math.inf):
+            z[:, 20] = bad
+            assert not attention.attend(z, 3, True, rope)[:, 20:].isfinite().any()
+
+    def test_threads_change_no_bit(self):
+        qkv, grad, rope = self.make(3, 64, 4, 32)
+        threads, results = torch.get_num_threads(), []
+        try:
+            for count in (1, 2, 5):
+                torch.set_num_threads(count)
+                x = qkv.clone().requires_grad_()
+                y = attention.attend(x, 4, True, rope)
+                y.backward(grad)
+                results.append((y, x.grad))
+        finally:
+            torch.set_num_threads(threads)
+        for y, dx in results[1:]:
+            assert torch.equal(y, results[0][0]) and torch.equal(dx, results[0][1])
+
+    def test_keeps_its_input_alone(self):
+        qkv, _, _ = self.make(3, 64, 4, 32)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            attention.attend(qkv.requires_grad_(), 4)
+        assert [t.shape for t in kept] == [qkv.shape]
+
+    @pytest.mark.parametrize("changes", [{}, {"qk_norm": True, "position": "rope"}])
+    def test_the_model_takes_it_where_it_serves(self, changes, monkeypatch):
+        """In training and in evaluation, with the same result as the model's own lines; not with dropout."""
+        calls, attend = [], attention.attend
+        monkeypatch.setattr(attention, "attend", lambda *a: calls.append(a) or attend(*a))
+        block = CausalSelfAttention(GPTConfig(n_head=3, n_embd=48, dropout=0.1, **changes))
+        x, rope = torch.randn(2, 20, 48), rope_tables(20, 16) if changes else None
+        block(x, rope)
+        assert not calls, "dropout lies between the scores and the values"
+        block.eval()
+        fast = block(x, rope)
+        assert len(calls) == 1
+        monkeypatch.setattr(attention, "serves", lambda qkv: False)
+        torch.testing.assert_close(fast, block(x, rope), atol=1e-6, rtol=1e-5)
+        assert len(calls) == 1
+
+    def test_serves_float32_on_the_cpu_alone(self):
+        x = torch.zeros(1, 4, 24)
+        assert attention.serves(x)
+        assert not any(map(attention.serves, (x.double(), x.bfloat16(), x.to("meta"))))
+
+    def test_wrong_shapes(self):
+        qkv, _, (cos, sin) = self.make(2, 5, 3, 8)
+        with pytest.raises(ValueError, match=r"qkv: expected \(B, T, 3·5·D\) for 5 heads, received \(2, 5, 72\)"):
+            attention.attend(qkv, 5)
+        with pytest.raises(ValueError, match=r"sin: expected \(5, 4\) for qkv \(2, 5, 72\), received \(4, 4\)"):
+            attention.attend(qkv, 3, rope=(cos, sin[:4]))
