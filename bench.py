@@ -31,6 +31,7 @@ from configurator import UserError
 from dataset import Dataset
 from device import autocast, describe, drain, peak_flops, peak_memory, pick_compile, pick_device, pick_dtype
 from guard import GuardedOptimizer
+from kernels import attention
 from kernels.decoding import Linear, cast_matrices
 from kernels.oscillation import backend
 from model_bio import GPT
@@ -348,7 +349,8 @@ def main(argv=None):
         torch.cuda.set_per_process_memory_fraction(min(1.0, config.budget_gb * 1e9 / total))
         bench_budget(config, device, dtype, compiled)
         return
-    print(f"device    {describe(device, dtype, how)}, torch {torch.__version__}, oscillation by {backend(device)}")
+    print(f"device    {describe(device, dtype, how)}, torch {torch.__version__}")
+    print(f"kernels   oscillation by {backend(device)}, attention by {attention.backend(device)}")
     limits = ceilings(device, dtype, config.repeats, 2048 if device.type == "cpu" else 8192)
     print(f"ceilings  matrix-vector {limits[0] / 1e9:.1f} GB/s, matrix product {limits[1] / 1e9:.0f} GFLOP/s")
     if config.only in ("all", "train"):

@@ -18,7 +18,12 @@ from .oscillation import PLAIN
 def serves(qkv):
     """Whether `attend` takes qkv; where it does not, model_bio.py's own lines do the same."""
     fits = qkv.device.type == "cpu" and qkv.dtype == torch.float32 and not torch.compiler.is_compiling()
-    return fits and not PLAIN and _kernel() is not None
+    return fits and _kernel()[0] is not None
+
+
+def backend(device):
+    """What serves a device in eager mode and float32: 'C (gcc, OpenMP)', or 'plain torch' and perhaps a reason."""
+    return _kernel()[1] if torch.device(device).type == "cpu" else "plain torch"
 
 
 def attend(qkv, heads, norm=False, rope=None):
@@ -42,20 +47,22 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, qkv, heads, norm, cos, sin):
         ctx.save_for_backward(qkv, cos, sin)
         ctx.rest = heads, norm
-        return _kernel()(qkv, heads, norm, cos, sin, None)
+        return _kernel()[0](qkv, heads, norm, cos, sin, None)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         qkv, cos, sin = ctx.saved_tensors
-        return _kernel()(qkv, *ctx.rest, cos, sin, grad), None, None, None, None
+        return _kernel()[0](qkv, *ctx.rest, cos, sin, grad), None, None, None, None
 
 
 @functools.cache
 def _kernel():
-    """The C function as a Python function, or None where it cannot be built. Decided at its first use."""
-    library, _ = c_library.load("attention.c", ("-ffp-contract=fast",), alone=2)
-    return library and bind(library)
+    """(The C function as a Python function, or None; what serves the CPU and why.) Decided at its first use."""
+    if PLAIN:
+        return None, "plain torch: WIGGLE_KERNEL=plain"
+    library, description = c_library.load("attention.c", ("-ffp-contract=fast",), alone=2)
+    return library and bind(library), description
 
 
 def bind(library):

@@ -520,7 +520,7 @@ class TestAttention:
         compiler = shutil.which("cc") or shutil.which("gcc")
         library = c_library.build("attention.c", compiler, c_library.FLAGS, tmp_path)
         run = attention.bind(ctypes.CDLL(str(library)))
-        monkeypatch.setattr(attention, "_kernel", lambda: run)
+        monkeypatch.setattr(attention, "_kernel", lambda: (run, "C"))
         self.check(attention.attend, (2, 37, 3, 10), True, True)
 
     def test_large_scores(self):
@@ -586,6 +586,9 @@ class TestAttention:
         x = torch.zeros(1, 4, 24)
         assert attention.serves(x)
         assert not any(map(attention.serves, (x.double(), x.bfloat16(), x.to("meta"))))
+
+    def test_says_what_serves(self):
+        assert attention.backend("cpu").startswith("C (") and attention.backend("meta") == "plain torch"
 
     def test_wrong_shapes(self):
         qkv, _, (cos, sin) = self.make(2, 5, 3, 8)
