@@ -31,9 +31,9 @@ from configurator import UserError
 from dataset import Dataset
 from device import autocast, describe, drain, peak_flops, peak_memory, pick_compile, pick_device, pick_dtype
 from guard import GuardedOptimizer
-from kernels import attention
-from kernels.decoding import Linear, cast_matrices
-from kernels.oscillation import backend
+from kernels import attention, linear, oscillation
+from kernels.decoding import cast_matrices
+from kernels.linear import Linear
 from model_bio import GPT
 from train import TrainConfig, train_step
 
@@ -176,12 +176,14 @@ def spread(values):
 @torch.no_grad()
 def ceilings(device, dtype, repeats, n):
     """What the machine gives at best -> (bytes/s of a matrix-vector product, FLOP/s of an n x n matrix product)."""
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    square = Linear(n, n, bias=False, device=device, dtype=dtype)
     wide = Linear(n, 2**26 // n, bias=False, device=device, dtype=dtype)  # past every cache
-    vector = torch.randn(n, device=device, dtype=dtype)
-    actions = {"plain": lambda: wide.weight @ vector, "ours": lambda: wide(vector), "matrix": lambda: a @ b}
+    vector, matrix = (torch.randn(*shape, device=device, dtype=dtype) for shape in ((n,), (n, n)))
+    actions = {"vector": lambda: wide.weight @ vector, "our vector": lambda: wide(vector)}
+    actions |= {"matrix": lambda: matrix @ square.weight, "our matrix": lambda: square(matrix)}
     best = {name: min(seconds) for name, seconds in alternate(actions, max(10, repeats), device).items()}
-    return wide.weight.numel() * dtype.itemsize / min(best["plain"], best["ours"]), 2 * n**3 / best["matrix"]
+    bandwidth = wide.weight.numel() * dtype.itemsize / min(best["vector"], best["our vector"])
+    return bandwidth, 2 * n**3 / min(best["matrix"], best["our matrix"])
 
 
 def random_corpus(folder, vocab_size):
@@ -350,7 +352,8 @@ def main(argv=None):
         bench_budget(config, device, dtype, compiled)
         return
     print(f"device    {describe(device, dtype, how)}, torch {torch.__version__}")
-    print(f"kernels   oscillation by {backend(device)}, attention by {attention.backend(device)}")
+    print(f"kernels   oscillation by {oscillation.backend(device)}, attention by {attention.backend(device)}")
+    print(f"          large products by {linear.backend(device)}")
     limits = ceilings(device, dtype, config.repeats, 2048 if device.type == "cpu" else 8192)
     print(f"ceilings  matrix-vector {limits[0] / 1e9:.1f} GB/s, matrix product {limits[1] / 1e9:.0f} GFLOP/s")
     if config.only in ("all", "train"):

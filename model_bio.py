@@ -23,7 +23,8 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels import attention as fused_attention
 from kernels.cross_entropy import ChunkedCrossEntropy
-from kernels.decoding import STEP_OPTIONS, KVCache, Linear, pick
+from kernels.decoding import STEP_OPTIONS, KVCache, pick
+from kernels.linear import Linear
 from kernels.muon import Muon
 from kernels.oscillation import oscillate, oscillate_gated
 from kernels.rotary import normalise, rotate

@@ -1,4 +1,4 @@
-"""What a model needs to generate text token by token: a memory of those read, a draw, and products with one vector."""
+"""What a model needs to generate text token by token: a memory of those read and a draw."""
 
 import math
 
@@ -8,24 +8,6 @@ import torch.nn as nn
 # For torch.compile of a step: a CUDA graph, as in mode="reduce-overhead"; and products with one vector that Inductor
 # writes itself, joined with what stands around them, for which it wants this tuning.
 STEP_OPTIONS = {"triton.cudagraphs": True, "coordinate_descent_tuning": True}
-
-
-class Linear(nn.Linear):
-    """nn.Linear, faster on the CPU for a single vector that is not trained on: the newest token of one text."""
-
-    LARGE = 2**18  # numbers in a matrix from which it counts as read from memory: smaller ones wait in a core's cache
-
-    def forward(self, x):
-        N, K = self.weight.shape
-        single = not torch.is_grad_enabled() and x.numel() == K and N * K >= self.LARGE
-        if not single or x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        # MKL's matrix-vector product takes one thread, and half of what that could read. Cut into a batch, the same
-        # product takes all threads, and on one of them half the time: with the vector as a column whose stride is K,
-        # since with a stride of 1 it is far slower.
-        parts = math.gcd(N, 16)
-        y = torch.bmm(self.weight.view(parts, -1, K), x.view(1, 1, K).mT.expand(parts, K, 1)).view(*x.shape[:-1], N)
-        return y if self.bias is None else y + self.bias
 
 
 def cast_matrices(model, dtype):

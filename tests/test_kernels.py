@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch.nn.functional import gelu
 
-from kernels import attention, c_library, oscillation, oscillation_cpu
+from kernels import attention, c_library, linear, oscillation, oscillation_cpu
+from kernels.linear import Linear
 from kernels.muon import orthogonalise
 from kernels.oscillation import oscillate, oscillate_gated, oscillate_gated_plain, oscillate_plain
 from kernels.rotary import normalise, rotate
@@ -596,3 +597,79 @@ class TestAttention:
             attention.attend(qkv, 5)
         with pytest.raises(ValueError, match=r"sin: expected \(5, 4\) for qkv \(2, 5, 72\), received \(4, 4\)"):
             attention.attend(qkv, 3, rope=(cos, sin[:4]))
+
+
+class TestLinear:
+    """Large products by oneDNN, on any processor that has it."""
+
+    @pytest.fixture
+    def calls(self, monkeypatch):
+        """How often oneDNN was called: a list of the first matrix's shapes. Here no product is too small for it."""
+        if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+            pytest.skip("this build of torch has no oneDNN beside MKL")
+        calls = []
+        monkeypatch.setattr(linear, "_is_amd", lambda: True)
+        run = linear._one_dnn.__wrapped__()
+        monkeypatch.setattr(linear, "_one_dnn", lambda: lambda a, b, bias: calls.append(a.shape) or run(a, b, bias))
+        monkeypatch.setattr(linear, "SMALL", 0)
+        return calls
+
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("size", [(40, 24), (24, 40), (24, 24), (65, 3)])
+    def test_is_linears(self, calls, size, bias):
+        layer = Linear(*size, bias=bias)
+        layer.weight.data += torch.randn_like(layer.weight)
+        x, grad = torch.randn(3, 7, size[0], requires_grad=True), torch.randn(3, 7, size[1])
+        wanted = [x, *layer.parameters()]
+        y, expected = layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias)
+        assert y.shape == expected.shape and len(calls) == 1
+        torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+        ours, theirs = (torch.autograd.grad(out, wanted, grad) for out in (y, expected))
+        assert len(calls) == 3
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.shape == b.shape
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+    def test_second_derivatives(self, calls):
+        layer, x = Linear(5, 4), torch.randn(3, 5, requires_grad=True)
+        (dx,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
+        (ours,) = torch.autograd.grad(dx.sum(), layer.weight)
+        y = torch.nn.functional.linear(x, layer.weight, layer.bias)
+        (dx,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        (expected,) = torch.autograd.grad(dx.sum(), layer.weight)
+        assert len(calls) > 3
+        torch.testing.assert_close(ours, expected)
+
+    def test_only_what_is_wanted_is_computed(self, calls):
+        layer = Linear(8, 6).requires_grad_(False)
+        layer(torch.randn(4, 8, requires_grad=True)).sum().backward()
+        assert len(calls) == 2
+        layer.requires_grad_(True)(torch.randn(4, 8)).sum().backward()
+        assert len(calls) == 4
+
+    def test_nan_and_infinity_come_through(self, calls):
+        layer = Linear(8, 6, bias=False)
+        layer.weight.data.fill_(1.0)
+        assert layer(torch.full((4, 8), math.nan)).isnan().all() and layer(torch.full((4, 8), math.inf)).isinf().all()
+        assert len(calls) == 2
+
+    def test_serves_large_float32_products_on_the_cpu_alone(self, calls, monkeypatch):
+        x = torch.randn(4, 8)
+        assert Linear(8, 6).double()(x.double()).dtype == torch.float64
+        assert Linear(8, 6, device="meta")(x.to("meta")).shape == (4, 6)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert Linear(8, 6)(x).dtype == torch.bfloat16
+        monkeypatch.setattr(linear, "SMALL", 4 * 8 * 6 + 1)
+        Linear(8, 6)(x)
+        assert not calls
+        Linear(8, 7)(x)
+        assert len(calls) == 1
+
+    def test_torch_serves_where_onednn_is_not_known_to_be_faster(self, monkeypatch):
+        monkeypatch.setattr(linear, "_is_amd", lambda: False)
+        assert linear._one_dnn.__wrapped__() is None
+        monkeypatch.setattr(linear, "_one_dnn", lambda: None)
+        monkeypatch.setattr(linear, "SMALL", 0)
+        layer, x = Linear(8, 6), torch.randn(4, 8)
+        assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+        assert linear.backend("cpu") == linear.backend("meta") == "torch's own choice"

@@ -10,7 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model_bio
-from kernels.decoding import Linear, cast_matrices, pick
+from kernels import linear
+from kernels.decoding import cast_matrices, pick
+from kernels.linear import Linear
 from kernels.muon import Muon, orthogonalise
 from model_bio import ACTIVATIONS, GPT, BioMLP, GPTConfig, OscillatingNeuron, SparseEventGate, model_args
 
@@ -508,7 +510,7 @@ def test_a_product_with_one_vector_is_linears(monkeypatch, shape, bias):
     layer = Linear(shape[1], shape[0], bias=bias)
     x = torch.randn(1, 1, shape[1])
     expected = nn.functional.linear(x, layer.weight, layer.bias)
-    monkeypatch.setattr(Linear, "LARGE", 0)
+    monkeypatch.setattr(linear, "CACHED", 0)
     assert torch.equal(layer(x), expected)  # where a gradient is wanted, nothing changes
     with torch.no_grad(), Operations() as operations:
         torch.testing.assert_close(layer(x), expected)
