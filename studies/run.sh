@@ -42,7 +42,7 @@ D=(--mlp=dendritic --seeds=3 --sweep learning_rate=$LOW --keep --log_interval=5)
 study dendritic_2 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 "${D[@]}"
 study oscillation_muon --vary mlp=gelu,relu2,bio --seeds=5 --sweep learning_rate=2.5e-3,5e-3,1e-2,2e-2,4e-2 --optimizer_type=muon
 study layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --seeds=3 --sweep learning_rate=1.5e-3,$RATES
-study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=3.75e-4,$LOW --n_embd=256
+study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.875e-4,3.75e-4,$LOW --n_embd=256
 study dendritic_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 "${D[@]}" --reuse=results/dendritic_2/runs.jsonl
 study dendritic_4 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 --dendritic_branches=4 "${D[@]}"
 study dendritic_4_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 --dendritic_branches=4 "${D[@]}" \
