@@ -29,7 +29,17 @@ from torch.nn import functional as F
 import configurator
 from configurator import UserError
 from dataset import Dataset
-from device import autocast, describe, drain, peak_flops, peak_memory, pick_compile, pick_device, pick_dtype
+from device import (
+    autocast,
+    describe,
+    drain,
+    keep_freed_memory,
+    peak_flops,
+    peak_memory,
+    pick_compile,
+    pick_device,
+    pick_dtype,
+)
 from guard import GuardedOptimizer
 from kernels import attention, linear, oscillation
 from kernels.decoding import cast_matrices
@@ -337,6 +347,7 @@ def bench_sample(config, device, dtype, compiled, limits):
 def main(argv=None):
     config = configurator.load(BenchConfig, sys.argv[1:] if argv is None else argv)
     device = pick_device(config.device)
+    keep_freed_memory(device)
     dtype = pick_dtype(config.dtype, device)
     compiled, how = pick_compile(config.compile, device)
     if config.variant is not None:

@@ -36,6 +36,7 @@ from device import (
     Card,
     autocast,
     describe,
+    keep_freed_memory,
     mean_over_processes,
     peak_flops,
     peak_memory,
@@ -211,6 +212,7 @@ def train(config, neuron=None):
     if world > 1 and device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    keep_freed_memory(device)
     card = Card(device) if config.batch_size == "auto" else None
     dtype = pick_dtype(config.dtype, device)
     compiled, how = pick_compile(config.compile, device)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -536,3 +537,21 @@ def test_on_a_card_the_sentence_says_how_much_would_fit(monkeypatch):
     least = sentence(monkeypatch, 2, batch_size=1, gradient_checkpointing=True)
     assert least.endswith("; lower block_size, for gradient_checkpointing=True is set already")
     assert all(key in text for key in KEYS for text in (alone, least))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_freed_memory_is_kept():
+    code = """
+import resource, torch
+from device import keep_freed_memory
+
+keep_freed_memory(torch.device("cpu"))
+for turn in range(11):
+    held = [torch.ones(6_000_000) for _ in range(6)]  # 24 MB each
+    if turn == 2:  # it has all that it needs
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    del held
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 100  # pages; by itself glibc gives back and takes anew a third of a million
