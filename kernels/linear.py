@@ -25,11 +25,11 @@ class Linear(nn.Linear):
     def forward(self, x):
         N, K = self.weight.shape
         fits = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        if not fits or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        if not fits or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         if x.numel() == K and N * K >= CACHED and not torch.is_grad_enabled():
             return vector_product(x, self.weight, self.bias)
-        if x.numel() * N < SMALL or _one_dnn() is None:
+        if torch.compiler.is_compiling() or x.numel() * N < SMALL or _one_dnn() is None:
             return super().forward(x)
         return _Product.apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], N)
 
