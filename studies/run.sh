@@ -53,3 +53,7 @@ study wider_192 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$LOW --n_emb
 # 5. The first with learned positions, where 500 steps end before attention has set in with every seed: see LOG.md.
 study oscillation_learned_positions --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 \
     --sweep learning_rate=1.5e-3,$RATES --position=learned --qk_norm=False --eval_iters=20
+
+# 6. At nanoGPT's own CPU setting: its corpus (prepare_data.py shakespeare_char), learned positions, 2,000 steps.
+study nanogpt_cpu --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.5e-3,$RATES,2.4e-2 --dataset=shakespeare_char \
+    --position=learned --qk_norm=False --max_iters=2000 --warmup_iters=100 --eval_interval=500
