@@ -2,7 +2,7 @@
 A Linear whose products on the CPU, in float32, are made by what makes them soonest.
 
 torch sends them to MKL, which is Intel's: on an AMD processor it leaves AVX-512 unused. oneDNN, which comes with torch
-too, takes half the time there, and a tenth less on an AMD processor without AVX-512. Other processors keep torch's way.
+too, takes half the time there, and a tenth less where AVX-512 is switched off. Other processors keep torch's way.
 """
 
 import functools
@@ -25,13 +25,13 @@ class Linear(nn.Linear):
     def forward(self, x):
         N, K = self.weight.shape
         fits = x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
-        if not fits or torch.is_autocast_enabled("cpu"):
+        if not fits or x.shape[-1:] != (K,) or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         if x.numel() == K and N * K >= CACHED and not torch.is_grad_enabled():
             return vector_product(x, self.weight, self.bias)
         if torch.compiler.is_compiling() or x.numel() * N < SMALL or _one_dnn() is None:
             return super().forward(x)
-        return _Product.apply(x.flatten(0, -2), self.weight, self.bias).view(*x.shape[:-1], N)
+        return _Product.apply(x.reshape(-1, K), self.weight, self.bias).view(*x.shape[:-1], N)
 
 
 def vector_product(x, weight, bias=None):

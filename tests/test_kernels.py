@@ -630,6 +630,13 @@ class TestLinear:
             assert a.shape == b.shape
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
+    def test_other_shapes_fare_as_with_linear(self, calls):
+        layer = Linear(8, 6)
+        assert layer(torch.randn(8)).shape == (6,) and layer(torch.randn(0, 8)).shape == (0, 6)
+        for wrong in (torch.randn(4, 16), torch.randn(2, 4)):
+            with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), torch.no_grad():
+                layer(wrong)
+
     def test_second_derivatives(self, calls):
         layer, x = Linear(5, 4), torch.randn(3, 5, requires_grad=True)
         (dx,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
