@@ -12,7 +12,7 @@ import prepare_data
 from train import TrainConfig
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would their tests
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and would fail its tests
 torch.set_num_threads(1)  # tiny models gain nothing from a second thread, and wait for it where the machine is busy
 
 TINY = {
