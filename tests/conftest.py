@@ -35,8 +35,12 @@ TINY = {
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """A data_dir with the dataset 'tiny': some 6,000 characters of made-up words, the same in each session."""
-    folder = tmp_path_factory.mktemp("corpus")
+    """A data_dir with the dataset 'tiny', the same in each session."""
+    return write_tiny_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def write_tiny_corpus(folder):
+    """Prepare the dataset 'tiny', some 6,000 characters of made-up words, below `folder` -> its data_dir."""
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 5))) for _ in range(40)]
     (folder / "tiny.txt").write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(200)))
