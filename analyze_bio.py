@@ -29,15 +29,13 @@ from matplotlib.patches import Patch
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-import checkpoint
-import configurator
-import neurons
-from configurator import UserError
-from dataset import Dataset
-from device import pick_device
-from durable import atomic_write, write_json
 from model_bio import GPT, OscillatingNeuron
-from tokenizer import from_identity
+from wiggle import checkpoint, configurator, custom_neuron, errors
+from wiggle.dataset import Dataset
+from wiggle.device import pick_device
+from wiggle.errors import UserError
+from wiggle.files import atomic_write, write_json
+from wiggle.tokenizer import from_identity
 
 COLOURS = {"before": "#7F7F7F", "mixed": "#E69F00", "now": "#0072B2"}  # Okabe and Ito's
 LINEAR = 0.1  # |ω| below which a neuron counts as linearised: over usual inputs its sine does not bend
@@ -292,11 +290,11 @@ def page(file, title, names, states, meta, lines):
     figure.savefig(file, dpi=130, format="png")
 
 
-@configurator.script
+@errors.script
 @torch.no_grad()
 def main(argv=None):
-    config = configurator.load(AnalyzeConfig, sys.argv[1:] if argv is None else argv)
-    device, neuron = pick_device(config.device), neurons.load(config.neuron) if config.neuron else None
+    config = configurator.read_settings(AnalyzeConfig, sys.argv[1:] if argv is None else argv, __doc__)
+    device, neuron = pick_device(config.device), custom_neuron.load_neuron(config.neuron) if config.neuron else None
     model, meta = load(config.out_dir, device, neuron)
     before = earlier(config, model, meta, neuron, device)
     idx, texts, labels = read_text(config, model, meta)

@@ -26,10 +26,14 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-import configurator
-from configurator import UserError
-from dataset import Dataset
-from device import (
+from kernels import attention, matmul, oscillation
+from kernels.decoding import cast_matrices
+from kernels.matmul import Linear
+from model_bio import GPT
+from train import TrainConfig, train_step
+from wiggle import configurator, errors
+from wiggle.dataset import Dataset
+from wiggle.device import (
     autocast,
     describe,
     drain,
@@ -40,12 +44,9 @@ from device import (
     pick_device,
     pick_dtype,
 )
-from guard import GuardedOptimizer
-from kernels import attention, linear, oscillation
-from kernels.decoding import cast_matrices
-from kernels.linear import Linear
-from model_bio import GPT
-from train import TrainConfig, train_step
+from wiggle.errors import UserError
+from wiggle.guarded_step import GuardedOptimizer
+from wiggle.optimizers import configure_optimizer
 
 
 @dataclass
@@ -151,7 +152,7 @@ def stepper(config, folder, device, dtype, compiled):
     data = Dataset(folder, config.block_size, 1)
     data.check_ids(config.vocab_size)
     raw = model = GPT(config.gpt_config(config.vocab_size), seed=1).to(device)
-    optimizer = raw.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device.type)
+    optimizer = configure_optimizer(raw, 0.1, 1e-3, (0.9, 0.99), device.type)
     guarded = GuardedOptimizer(raw, optimizer, device, dtype)
     if compiled:
         model = torch.compile(model)
@@ -343,9 +344,9 @@ def bench_sample(config, device, dtype, compiled, limits):
         )
 
 
-@configurator.script
+@errors.script
 def main(argv=None):
-    config = configurator.load(BenchConfig, sys.argv[1:] if argv is None else argv)
+    config = configurator.read_settings(BenchConfig, sys.argv[1:] if argv is None else argv, __doc__)
     device = pick_device(config.device)
     keep_freed_memory(device)
     dtype = pick_dtype(config.dtype, device)
@@ -364,7 +365,7 @@ def main(argv=None):
         return
     print(f"device    {describe(device, dtype, how)}, torch {torch.__version__}")
     print(f"kernels   oscillation by {oscillation.backend(device)}, attention by {attention.backend(device)}")
-    print(f"          large products by {linear.backend(device)}")
+    print(f"          large products by {matmul.backend(device)}")
     limits = ceilings(device, dtype, config.repeats, 2048 if device.type == "cpu" else 8192)
     print(f"ceilings  matrix-vector {limits[0] / 1e9:.1f} GB/s, matrix product {limits[1] / 1e9:.0f} GFLOP/s")
     if config.only in ("all", "train"):

@@ -19,14 +19,15 @@ from pathlib import Path
 
 import torch
 
-import blowup
-import configurator
-from arms import key_of, plan, settings_of
-from configurator import UserError
-from dataset import Dataset
+from experiment.arms import key_of, plan, settings_of
+from experiment.ledger import Ledger
+from experiment.workers import BLOCK, FIRST, Progress, bursts, halves, one_run, run_all
 from model_bio import GPT
-from runs import BLOCK, FIRST, Ledger, Progress, bursts, halves, one_run, run_all
-from train import prepare_missing, print_line
+from train import prepare_missing
+from wiggle import blowup, errors
+from wiggle.dataset import Dataset
+from wiggle.errors import UserError
+from wiggle.run_log import print_line
 
 ROUNDS = 5  # of alternated timing
 TOLERANCE = 1e-5  # of recomputed losses, relative: another number of threads rounds otherwise
@@ -255,7 +256,7 @@ def collect(study, ledger, runs):
             study.notes.append(f"{arm.name} has {len(arm.runs)} of {len(study.seeds['reporting'])} reporting runs")
 
 
-@configurator.script
+@errors.script
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     study = begin(argv)
@@ -285,7 +286,7 @@ def main(argv=None):
         print_line(f"stopped   the finished runs are in {ledger.path}: the same command goes on from here")
         raise
     collect(study, ledger, reporting)
-    import report  # its libraries would take a second in each of the processes above
+    from experiment import report
 
     for line in report.write(study, argv):
         print_line(line)

@@ -24,8 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels import attention as fused_attention
 from kernels.cross_entropy import ChunkedCrossEntropy
 from kernels.decoding import STEP_OPTIONS, KVCache, pick
-from kernels.linear import Linear
-from kernels.muon import Muon
+from kernels.matmul import Linear
 from kernels.oscillation import oscillate, oscillate_gated
 from kernels.rotary import normalise, rotate
 
@@ -66,8 +65,11 @@ ACTIVATIONS = {
 }
 LARGE_LOGITS = 2**25  # numbers in a batch's logits from which training takes its loss in chunks: 128 MiB in float32
 MLPS = (*ACTIVATIONS, "bio", "dendritic")
-
-OPTIMIZERS = ("adamw", "adafactor", "muon")
+# Historic key -> (today's key, what its values mean). Only today's key is stored.
+HISTORIC = {
+    "use_bio_mlp": ("mlp", {True: "bio", False: "gelu"}),
+    "use_rope": ("position", {True: "rope", False: "learned"}),
+}
 
 
 @dataclass
@@ -96,25 +98,29 @@ class GPTConfig:
     use_rope: bool | None = None  # historic spelling of position: True = rope, False = learned
     bio_compartments: int | None = None  # DEPRECATED: accepted so that old files load, ignored
 
-    # historic key -> (today's key, what its values mean); only today's key is stored
-    HISTORIC = {  # noqa: RUF012 - without an annotation it is no field
-        "use_bio_mlp": ("mlp", {True: "bio", False: "gelu"}),
-        "use_rope": ("position", {True: "rope", False: "learned"}),
-    }
+    @staticmethod
+    def modern(key: str, value):
+        """(key, value) of a setting in today's spelling, whichever spelling it is given in."""
+        if value is None or key not in HISTORIC:
+            return key, value
+        modern_key, meaning = HISTORIC[key]
+        return modern_key, meaning[value]
 
     def __post_init__(self):
-        for old, (key, meaning) in self.HISTORIC.items():
-            given, default = getattr(self, old), type(self).__dataclass_fields__[key].default
+        for old in HISTORIC:
+            given = getattr(self, old)
+            key, value = self.modern(old, given)
             if given is None:
                 continue
-            if getattr(self, key) not in (default, meaning[given]):
+            if getattr(self, key) not in (type(self).__dataclass_fields__[key].default, value):
                 raise ValueError(f"{old}={given} contradicts {key}={getattr(self, key)!r}: give one of the two")
-            setattr(self, key, meaning[given])
+            setattr(self, key, value)
             setattr(self, old, None)
         self.bio_compartments = None
         for key in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
+            value = getattr(self, key)  # a TrainConfig's vocab_size is None until its dataset is known
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value} must be at least 1")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_head={self.n_head} does not divide n_embd={self.n_embd}")
         if self.position == "rope" and (self.n_embd // self.n_head) % 2:
@@ -379,8 +385,9 @@ class GPT(nn.Module):
             cos, sin = rope_tables(config.block_size, config.n_embd // config.n_head)
             self.register_buffer("rope_cos", cos, persistent=False)
             self.register_buffer("rope_sin", sin, persistent=False)
-        # Ids that generate() may return: 50,304 is GPT-2's 50,257 rounded up, and the rest stand for no text.
-        self.sampled_vocab = 50257 if config.vocab_size == 50304 else config.vocab_size
+        self.sampled_vocab = config.vocab_size
+        if config.vocab_size == 50304:  # GPT-2's vocabulary, rounded up for speed
+            self.limit_sampling(50257)
         if not self.lm_head.weight.is_meta:
             self._initialise(torch.initial_seed() if seed is None else seed, neuron)
 
@@ -454,6 +461,10 @@ class GPT(nn.Module):
         logits = self.lm_head(x)
         return logits, F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1), ignore_index=-1)
 
+    def limit_sampling(self, vocab_size):
+        """Never sample an id of `vocab_size` or more: a tokenizer's own size, past which ids stand for no text."""
+        self.sampled_vocab = min(self.sampled_vocab, vocab_size)
+
     def get_num_params(self, non_embedding=True):
         """Number of parameters, without the position embedding by default (the token one is lm_head's too)."""
         total = sum(p.numel() for p in self.parameters())
@@ -482,50 +493,6 @@ class GPT(nn.Module):
         """Share of the card's peak that is used: sequences a step, seconds a step, peak in FLOP/s (default: A100)."""
         return self.flops_per_token() * self.config.block_size * fwdbwd_per_iter / dt / peak_flops
 
-    @torch.no_grad()
-    def event_rates(self, idx):
-        """Share of hidden features that fire on idx (B, T), by layer: a tensor (L,), or None without a gate."""
-        if self.config.mlp != "bio" or self.config.bio_gate == "none":
-            return None
-        rates, training = [], self.training
-        hooks = [
-            block.mlp.register_forward_pre_hook(lambda mlp, args: rates.append(mlp.event_rate(args[0])))
-            for block in self.transformer.h
-        ]
-        self.eval()
-        try:
-            self.hidden(idx)
-        finally:
-            self.train(training)
-            for hook in hooks:
-                hook.remove()
-        return torch.stack(rates)
-
-    def betas(self):
-        """A dendrite's sharpness β by layer, the mean over its units: a tensor (L,), or None without dendrites."""
-        if self.config.mlp != "dendritic":
-            return None
-        return torch.stack([block.mlp.log_beta.detach().exp().mean() for block in self.transformer.h])
-
-    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, optimizer_type="adamw"):
-        """An optimizer that decays matrices and embeddings only: no bias, norm, ω, φ, b, g, o, a or β."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        if optimizer_type == "adafactor":  # Shazeer and Stern, 2018: a row and a column for each matrix's two moments
-            return torch.optim.Adafactor(groups, lr=learning_rate)
-        fused = device_type in ("cuda", "cpu", "mps")
-        if optimizer_type == "muon":
-            matrices = [p for p in self.transformer.h.parameters() if p.requires_grad and p.dim() == 2]
-            taken = set(map(id, matrices))
-            groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in taken]
-            return Muon(matrices, groups, learning_rate, betas, weight_decay, fused)
-        if optimizer_type != "adamw":
-            raise ValueError(f"optimizer_type={optimizer_type!r} is unknown: choose one of {', '.join(OPTIMIZERS)}")
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
-
     def crop_block_size(self, block_size):
         """Shorten the context, e.g. of GPT-2's 1,024 tokens, to save memory."""
         if not 1 <= block_size <= self.config.block_size:
@@ -537,37 +504,16 @@ class GPT(nn.Module):
         elif self.config.position == "rope":
             self.rope_cos, self.rope_sin = self.rope_cos[:block_size], self.rope_sin[:block_size]
 
-    @classmethod
-    def from_pretrained(cls, model_type, override_args=None):
+    @staticmethod
+    def from_pretrained(model_type, override_args=None):
         """
         GPT-2's weights through Hugging Face transformers: 'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl', or a folder.
 
         override_args: may hold 'dropout'. Raises ImportError without transformers, OSError where nothing is found.
         """
-        from transformers import GPT2LMHeadModel
+        from wiggle.huggingface import gpt_from_pretrained  # the one import upwards, at call time: nanoGPT's spelling
 
-        theirs = GPT2LMHeadModel.from_pretrained(model_type)
-        names = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
-        if theirs.config.activation_function not in names:
-            raise ValueError(f"{model_type}: activation_function={theirs.config.activation_function!r} has no mlp here")
-        if set(override_args or {}) - {"dropout"}:
-            raise ValueError(f"only dropout can be overridden, not {', '.join(set(override_args) - {'dropout'})}")
-        config = GPTConfig(
-            block_size=theirs.config.n_positions,
-            vocab_size=theirs.config.vocab_size,
-            n_layer=theirs.config.n_layer,
-            n_head=theirs.config.n_head,
-            n_embd=theirs.config.n_embd,
-            mlp=names[theirs.config.activation_function],
-            **(override_args or {}),
-        )
-        model = cls(config, seed=0)
-        state = {k: v for k, v in theirs.state_dict().items() if not k.endswith((".attn.bias", ".attn.masked_bias"))}
-        for name, weight in state.items():
-            if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
-                state[name] = weight.t()  # OpenAI's Conv1D stores (in, out), Linear (out, in)
-        model.load_state_dict(state)
-        return model
+        return gpt_from_pretrained(model_type, override_args)
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
         """idx: (B, T) -> (B, T + max_new_tokens): the prompt and what `stream` made of it, with its options."""
@@ -650,4 +596,4 @@ class GPT(nn.Module):
 def model_args(config):
     """What a checkpoint keeps of a GPTConfig (or of a subclass): plain values, historic spellings resolved."""
     keys = GPTConfig.__dataclass_fields__
-    return {k: v for k, v in asdict(config).items() if k in keys and k not in (*GPTConfig.HISTORIC, "bio_compartments")}
+    return {k: v for k, v in asdict(config).items() if k in keys and k not in (*HISTORIC, "bio_compartments")}

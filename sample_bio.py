@@ -15,13 +15,12 @@ from typing import Literal
 
 import torch
 
-import checkpoint
-import configurator
-import neurons
-from configurator import UserError
-from device import autocast, describe, pick_compile, pick_device, pick_dtype
 from kernels.decoding import cast_matrices
-from tokenizer import stream
+from wiggle import checkpoint, configurator, custom_neuron, errors
+from wiggle.device import autocast, describe, pick_compile, pick_device, pick_dtype
+from wiggle.errors import UserError
+from wiggle.telemetry import event_rates
+from wiggle.tokenizer import stream
 
 CACHE_BYTES = 2**30  # what the keys and values of the samples that are drawn together may take
 GLANCE = 16  # steps between two looks at what a card has made: each waits for it, and leaves it idle for a moment
@@ -68,7 +67,7 @@ class SampleConfig:
 
 def load(config, device):
     """-> (model, tokenizer); prints where they come from."""
-    neuron = neurons.load(config.neuron) if config.neuron else None
+    neuron = custom_neuron.load_neuron(config.neuron) if config.neuron else None
     path = config.out_dir if config.init_from == "resume" else config.init_from
     model, meta = checkpoint.load_model(path, device, neuron)
     print(f"from      {meta['path']} ({meta['origin']}, step {meta['iter_num']}, val loss {meta['best_val_loss']:.4f})")
@@ -131,7 +130,7 @@ def sample(config):
         raise UserError("the prompt is empty: give --start at least one character")
     if max(ids) >= model.config.vocab_size:
         raise UserError(f"token id {max(ids)} is past the model's vocabulary of {model.config.vocab_size}")
-    model.sampled_vocab = min(model.sampled_vocab, tokenizer.vocab_size)
+    model.limit_sampling(tokenizer.vocab_size)
     print(f"model     {model.describe()}, context {model.config.block_size}")
     print(f"device    {describe(device, dtype, how)}")
     cast_matrices(model, dtype)
@@ -156,7 +155,7 @@ def sample(config):
             for row in new[1:].tolist():
                 print("-" * 80)
                 print(text + tokenizer.decode(row))
-            rates = model.event_rates(torch.cat([prompts, new], dim=1)[:, -model.config.block_size :])
+            rates = event_rates(model, torch.cat([prompts, new], dim=1)[:, -model.config.block_size :])
             fired += [] if rates is None else [rates * size / config.num_samples]
     print("-" * 80)
     together = f", {sizes[0]} samples at a time" if sizes[0] > 1 else ""
@@ -167,9 +166,9 @@ def sample(config):
         print(f"events    {100 * rates.mean():.0f} % of hidden features fired on the samples (by layer: {layers} %)")
 
 
-@configurator.script
+@errors.script
 def main(argv=None):
-    sample(configurator.load(SampleConfig, sys.argv[1:] if argv is None else argv))
+    sample(configurator.read_settings(SampleConfig, sys.argv[1:] if argv is None else argv, __doc__))
 
 
 if __name__ == "__main__":

@@ -7,174 +7,46 @@ Train a GPT, oscillating or not.
     torchrun --nproc_per_node=4 train.py config/config_gpt2_bio_3070.py
 """
 
-import contextlib
 import math
-import os
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
-import torch.distributed as dist
-from torch.nn import functional as F
+import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import blowup
-import checkpoint
-import configurator
-import durable
-import memory
-import neurons
-import prepare_data
-from configurator import UserError
-from dataset import Dataset
-from device import (
-    Card,
-    autocast,
-    describe,
-    keep_freed_memory,
-    mean_over_processes,
-    peak_flops,
-    peak_memory,
-    pick_compile,
-    pick_device,
-    pick_dtype,
-    send,
-)
-from guard import GuardedOptimizer, StopSignal
 from kernels.oscillation import backend
 from model_bio import GPT, GPTConfig, model_args, stable_seed
-from tokenizer import from_identity, stream
-
-
-@dataclass
-class TrainConfig(GPTConfig):
-    """nanoGPT's keys with nanoGPT's defaults, and this project's. Raises ValueError for contradictory settings."""
-
-    # run
-    out_dir: str = "out"  # checkpoints, metrics.jsonl and config.json go here
-    init_from: str = "scratch"  # scratch, resume, gpt2 / gpt2-medium / ..., or the path of a checkpoint to start from
-    eval_only: bool = False  # evaluate once, write nothing, leave
-    eval_interval: int = 2000  # steps between evaluations, after which checkpoints are written
-    eval_iters: int = 200  # batches of an evaluation, spread evenly over the split; 0 = all of it
-    log_interval: int = 1  # steps between logged lines
-    always_save_checkpoint: bool = True  # False: write ckpt.pt only when the validation loss improves
-    final_sample: int = 0  # tokens to sample and print when training ends
-    seed: int = 1337  # of the initial weights, the order of the data and dropout
-
-    # wandb (WANDB_MODE=offline keeps it on this machine)
-    wandb_log: bool = False  # log to Weights & Biases too
-    wandb_project: str = "wigglegpt"  # project there
-    wandb_run_name: str = "run"  # name there
-
-    # data
-    dataset: str = "openwebtext"  # folder under data_dir, made by prepare_data.py
-    data_dir: str = "data"  # where datasets lie
-    batch_size: int | Literal["auto"] = 12  # sequences a micro-batch; auto: as many as a CUDA card is measured to hold
-    gradient_accumulation_steps: int | None = None  # micro-batches a step over all processes; None = 40, nanoGPT's
-    tokens_per_step: int | None = None  # instead of gradient_accumulation_steps, which then follows from it
-
-    # model, where the default is not GPTConfig's
-    vocab_size: int | None = None  # None = the dataset's own, 50304 for GPT-2's BPE
-    bias: bool = False  # biases in Linear and LayerNorm; False is a bit better and faster
-    max_blowup: float | None = 1.5  # stop where parameters or FLOPs pass this many times the GELU's; None = do not look
-
-    # optimizer
-    optimizer_type: Literal["adamw", "adafactor", "muon"] = "adamw"  # the last two keep fewer moments: less memory
-    learning_rate: float = 6e-4  # the highest
-    max_iters: int = 600000  # steps
-    weight_decay: float = 1e-1  # of matrices and embeddings
-    beta1: float = 0.9  # AdamW's
-    beta2: float = 0.95  # AdamW's; nearer to 1 where a step holds few tokens
-    grad_clip: float = 1.0  # clip the gradient's norm here; 0 = never
-    max_skipped: int = 10  # stop after so many steps in a row whose loss or gradient is not finite; none is taken
-
-    # learning rate
-    lr_schedule: Literal["cosine", "wsd", "constant"] = "cosine"  # wsd: warm-up, stable, linear decay at the end
-    decay_lr: bool = True  # nanoGPT's spelling: False = constant
-    warmup_iters: int = 2000  # steps of linear warm-up, for all schedules
-    lr_decay_iters: int | None = None  # step at which min_lr is reached; None = max_iters
-    min_lr: float | None = None  # the lowest; None = learning_rate / 10 (Hoffmann et al., 2022)
-    decay_fraction: float = 0.2  # share of lr_decay_iters that wsd decays over
-
-    # machine
-    device: str = "auto"  # auto (cuda > mps > cpu), cpu, cuda, cuda:1, mps
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the card has it
-    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on a GPU with a working Triton
-    backend: str = "auto"  # of torch.distributed; auto: nccl on cuda, else gloo
-
-    def __post_init__(self):
-        shape = self.gpt_config(50304 if self.vocab_size is None else self.vocab_size)  # checks the model's keys
-        for key, value in model_args(shape).items():
-            if key != "vocab_size":
-                setattr(self, key, value)
-        self.use_bio_mlp = self.use_rope = self.bio_compartments = None
-        positive = ("eval_interval", "log_interval", "batch_size", "gradient_accumulation_steps", "tokens_per_step")
-        positive += ("max_iters", "lr_decay_iters", "learning_rate", "max_blowup", "max_skipped")
-        for key in positive:
-            if getattr(self, key) not in (None, "auto") and not 0 < getattr(self, key) < math.inf:
-                raise ValueError(f"{key}={getattr(self, key)} must be above 0")
-        for key in ("eval_iters", "final_sample", "warmup_iters", "weight_decay", "grad_clip", "min_lr", "seed"):
-            if getattr(self, key) is not None and not 0 <= getattr(self, key) < math.inf:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least 0")
-        for key in ("beta1", "beta2", "decay_fraction"):
-            if not 0 <= getattr(self, key) <= (1 if key == "decay_fraction" else 0.999999):
-                raise ValueError(f"{key}={getattr(self, key)} must lie in 0..1")
-        if not self.decay_lr and self.lr_schedule == "wsd":
-            raise ValueError("decay_lr=False contradicts lr_schedule='wsd': give one of the two")
-        given, auto = self.gradient_accumulation_steps, self.batch_size == "auto"
-        if auto and (self.tokens_per_step is None or given is not None):
-            raise ValueError("batch_size='auto' needs tokens_per_step, and no gradient_accumulation_steps beside it")
-        size = 1 if auto else self.batch_size
-        micro_batch = size * self.block_size
-        if self.tokens_per_step is not None and self.tokens_per_step % micro_batch:
-            raise ValueError(
-                f"tokens_per_step={self.tokens_per_step} is no multiple of batch_size x block_size = "
-                f"{size} x {self.block_size} = {micro_batch}"
-            )
-        if given is not None and self.tokens_per_step not in (None, given * micro_batch):
-            raise ValueError(
-                f"gradient_accumulation_steps={given} makes {given * micro_batch} tokens a step, which contradicts "
-                f"tokens_per_step={self.tokens_per_step}: give one of the two"
-            )
-
-    def gpt_config(self, vocab_size):
-        fields = {key: getattr(self, key) for key in GPTConfig.__dataclass_fields__}
-        return GPTConfig(**fields | {"vocab_size": vocab_size})
-
-    @property
-    def micro_batches(self):
-        """Micro-batches a step, over all processes: of one sequence each where batch_size is 'auto' still."""
-        if self.tokens_per_step is not None:
-            return self.sequences_per_step // (1 if self.batch_size == "auto" else self.batch_size)
-        return 40 if self.gradient_accumulation_steps is None else self.gradient_accumulation_steps
-
-    @property
-    def sequences_per_step(self):
-        if self.tokens_per_step is not None:
-            return self.tokens_per_step // self.block_size
-        return self.micro_batches * self.batch_size
-
-    def learning_rate_at(self, step):
-        """Learning rate of step number `step`, the first being 0."""
-        last = self.lr_decay_iters or self.max_iters
-        low = self.learning_rate / 10 if self.min_lr is None else self.min_lr
-        if step < self.warmup_iters:
-            return self.learning_rate * (step + 1) / (self.warmup_iters + 1)
-        if self.lr_schedule == "constant" or not self.decay_lr:
-            return self.learning_rate
-        if step >= last:
-            return low
-        if self.lr_schedule == "wsd":
-            length = max(1, min(round(self.decay_fraction * last), last - self.warmup_iters))
-            share = min(1.0, (last - step) / length)  # 1 until the decay begins
-        else:
-            share = 0.5 * (1 + math.cos(math.pi * (step - self.warmup_iters) / (last - self.warmup_iters)))
-        return low + share * (self.learning_rate - low)
+from wiggle import blowup, checkpoint, configurator, corpora, custom_neuron, errors
+from wiggle.batch_size import Card, measure_batch_size, out_of_memory, out_of_memory_advice
+from wiggle.custom_neuron import Neuron
+from wiggle.dataset import Dataset
+from wiggle.device import Machine, autocast, keep_freed_memory, peak_flops, peak_memory, pick_machine, send
+from wiggle.distributed import (
+    Processes,
+    connect,
+    disconnect,
+    mean_over_processes,
+    processes,
+    rank_and_world,
+    wait_for_all,
+)
+from wiggle.errors import UserError
+from wiggle.evaluation import evaluate
+from wiggle.files import write_json
+from wiggle.guarded_step import GuardedOptimizer
+from wiggle.huggingface import is_pretrained
+from wiggle.optimizers import configure_optimizer
+from wiggle.run_log import Metrics, RunLog, duration, print_line, start_wandb
+from wiggle.stop_signal import StopSignal
+from wiggle.telemetry import event_rates, sharpness
+from wiggle.tokenizer import from_identity, stream
+from wiggle.train_config import TrainConfig
 
 
 @dataclass
@@ -195,43 +67,71 @@ class TrainResult:
     interrupted: str | None = None  # the signal that stopped it
 
 
-@memory.explained
-def train(config, neuron=None):
+def train(config: TrainConfig, neuron: Neuron | Callable[[int], nn.Module] | None = None) -> TrainResult:
     """
-    Train as the TrainConfig says -> TrainResult. May be called many times in one process.
+    Train as the TrainConfig says. May be called many times in one process.
 
-    neuron: for mlp='file.py:Name', what neurons.load makes of it, or a class. Raises UserError for what can be mended.
+    neuron: for mlp='file.py:Name', what custom_neuron.load_neuron makes of it, or a class. Raises UserError for what
+    can be mended.
     """
-    # --- processes: under torchrun each one runs this function on its share of every step, and the first one writes ---
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    master = rank == 0
-    say = print_line if master else lambda line: None
-    if config.micro_batches % world:
-        raise UserError(f"{config.micro_batches} micro-batches a step do not divide among {world} processes")
-    device = pick_device(config.device)
-    if world > 1 and device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    keep_freed_memory(device)
-    card = Card(device) if config.batch_size == "auto" else None
-    dtype = pick_dtype(config.dtype, device)
-    compiled, how = pick_compile(config.compile, device)
-    if device.type == "cuda":
+    setup = run = prepare(config, neuron)
+    try:
+        run = build(setup)
+        interrupted = loop(run)
+        return finish(run, interrupted)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        settings = setup.config if run is setup else run.resolved
+        advice = out_of_memory_advice(settings, setup.model, setup.machine.device, setup.machine.dtype)
+    raise UserError(advice)  # outside the except clause, whose error would keep the failed step's tensors alive
+
+
+# --- prepare: on the CPU, all that can be found wrong before anything is written ---
+
+
+@dataclass
+class Setup:
+    """What a run begins with: the settings, where it computes, its data, and its model on the CPU."""
+
+    config: TrainConfig  # as asked; with init_from=PATH the model's keys are those of the weights
+    neuron: Neuron | Callable[[int], nn.Module] | None
+    processes: Processes
+    connected: bool  # whether this run made the process group, and must end it
+    machine: Machine
+    say: Callable[[str], None]  # prints a line, in the first process
+    data: Dataset
+    model: GPT
+    resumed: dict | None  # the content of the checkpoint that the run goes on from
+    source: Path | None  # that checkpoint's file
+
+
+def prepare(config, neuron):
+    """Settings -> Setup. Under torchrun every process does this, and the first one says what it finds."""
+    here = processes()
+    say = print_line if here.first else lambda line: None
+    if config.micro_batches % here.world:
+        raise UserError(f"{config.micro_batches} micro-batches a step do not divide among {here.world} processes")
+    machine = pick_machine(config.device, config.dtype, config.compile)
+    if here.world > 1 and machine.device.type == "cuda":
+        machine = machine._replace(device=torch.device("cuda", here.local_rank))
+        torch.cuda.set_device(machine.device)
+    if config.batch_size == "auto":
+        Card(machine.device)  # raises where there is none
+    if machine.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # for what stays in float32
+    keep_freed_memory(machine.device)
 
-    # --- model and data ---
-    resumed = model = None
+    resumed = source = model = None
     if config.init_from == "resume":
         resumed, source = checkpoint.read_last(config.out_dir, say)
     elif config.init_from != "scratch":
         model = load_start(config, neuron, say)
         config = replace(config, **model_args(model.config))
-    if master:
+    if here.first:
         prepare_missing(config, say)
-    if own_group := world > 1 and not dist.is_initialized():
-        usual = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(usual if config.backend == "auto" else config.backend)
-        dist.barrier()  # the first process may be preparing data
+    connected = connect(config.backend, machine.device)
+    wait_for_all()  # the first process may be preparing data
     data = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
     if resumed:
         check_resumable(config, resumed, data, say)
@@ -241,219 +141,18 @@ def train(config, neuron=None):
     elif model is None:
         model = GPT(config.gpt_config(config.vocab_size or data.model_vocab), neuron, config.seed)
     data.check_ids(model.config.vocab_size)
-    model.sampled_vocab = min(model.sampled_vocab, data.tokenizer["vocab_size"])
-    neurons = f", oscillation by {backend(device)}" if config.mlp == "bio" else ""
-    announce(config, model, data, describe(device, dtype, how) + neurons, say)
+    model.limit_sampling(data.tokenizer["vocab_size"])
+
+    announce(config, model, data, machine, say)
     looking = config.max_blowup is not None and config.mlp != "gelu" and not config.eval_only
-    if master and looking and (resumed or config.init_from == "scratch"):
-        blowup.alarm(model.config, config.max_blowup, bool(resumed), device, dtype, neuron, say)
-
-    # --- optimizer; `raw` is what is evaluated and saved, `model` may be wrapped ---
-    raw = model.to(device)
-    asked = config  # what a checkpoint keeps: a run that is resumed elsewhere measures anew
-    if card:
-        config = replace(config, batch_size=memory.measure(config, card, raw, data, dtype, say))
-    layout = config.batch_size, config.block_size, config.micro_batches
-    tokens_per_step, shown = math.prod(layout), " x ".join(map(str, layout))
-    say(f"batch     {shown} = {tokens_per_step:,} tokens a step, {config.max_iters:,} steps")
-    betas = config.beta1, config.beta2
-    optimizer = raw.configure_optimizers(
-        config.weight_decay, config.learning_rate, betas, device.type, config.optimizer_type
-    )
-    guarded = GuardedOptimizer(raw, optimizer, device, dtype, config.max_skipped)
-    step, best, seconds = 0, math.inf, 0.0
-    if resumed:
-        with checkpoint.plausible(source):
-            guarded.load_state_dict(resumed)
-        step, seconds, best = resumed["iter_num"], resumed["seconds"], checkpoint.best_val_loss(config.out_dir)
-    if compiled:
-        model = torch.compile(model)
-    if world > 1:
-        model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-
-    def measure():
-        count = config.eval_iters * (TrainConfig.batch_size if card else config.batch_size)  # never the card's choice
-        val_loss, val_stderr = evaluate(raw, data, "val", count, device, dtype)
-        train_loss, _ = evaluate(raw, data, "train", count or len(data.fixed_windows("val", 0)), device, dtype)
-        return {"val_loss": val_loss, "val_stderr": val_stderr, "train_loss": train_loss}
-
-    # --- files ---
-    out_dir, metrics, wandb, history = Path(config.out_dir), None, None, []
-    if master and not config.eval_only:
-        if resumed:
-            checkpoint.tidy(out_dir, source, say)
-        else:
-            checkpoint.set_aside(out_dir, say)
-        resolved = {"vocab_size": raw.config.vocab_size, "gradient_accumulation_steps": config.micro_batches}
-        resolved |= {"device": str(device), "dtype": str(dtype).removeprefix("torch."), "compile": compiled}
-        durable.write_json(out_dir / "config.json", asdict(config) | resolved)
-        metrics = durable.Metrics(out_dir / "metrics.jsonl", resumed["metrics_bytes"] if resumed else 0)
-        wandb = start_wandb(config) if config.wandb_log else None
-
-    def record(**line):
-        history.append(line)
-        if metrics:
-            metrics.write(line)
-        if wandb:
-            wandb.log({key: value for key, value in line.items() if not isinstance(value, list)}, step=line["step"])
-
-    def save(best_too):
-        weights = {"model": raw.state_dict(), "model_args": model_args(raw.config), "tokenizer": data.tokenizer}
-        weights |= {"config": asdict(asked), "iter_num": step, "best_val_loss": best}
-        weights |= {"neuron_sha256": getattr(neuron, "sha256", None)}
-        if best_too:
-            checkpoint.save(out_dir / "best.pt", weights)
-        state = {"dataset": data.identity, "seconds": seconds, "metrics_bytes": metrics.sync()}
-        checkpoint.save_last(out_dir, weights | guarded.state_dict() | state)
-
-    # --- the loop ---
-    peak = peak_flops(device)
-    found, timed_steps, timed_seconds, first_losses = None, 0, 0.0, []
-    bar = tqdm(
-        total=config.max_iters, initial=step, unit="step", leave=False, disable=not (master and sys.stderr.isatty())
-    )
-    with StopSignal() as stop, bar:
-        clock, clock_step, first = time.perf_counter(), step, step
-        while step < config.max_iters and not config.eval_only:
-            lr = config.learning_rate_at(step)
-            loss, norm = train_step(model, guarded, data, config, step, lr, device, dtype)
-            step += 1
-            if step <= 20:
-                first_losses.append(loss)
-            bar.update()
-
-            last = step == config.max_iters
-            evaluating = last or step % config.eval_interval == 0
-            logging = evaluating or step % config.log_interval == 0
-            progress = {"step": step, "tokens": step * tokens_per_step, "lr": lr}
-            if logging:  # nothing but this and an evaluation waits for the device
-                layers = {"event_rate": raw.event_rates(data.batch(step, 1)[0].to(device)), "beta": raw.betas()}
-                loss, norm, (skipped, _) = loss.item(), norm.item(), guarded.skipped.tolist()
-                guarded.raise_if_stuck(step, loss, norm)
-                spent = time.perf_counter() - clock
-                seconds += spent
-                if clock_step > first:  # the first interval warms up, and is left out of the mean speed
-                    timed_steps, timed_seconds = timed_steps + step - clock_step, timed_seconds + spent
-                step_seconds = spent / (step - clock_step)
-                speed = tokens_per_step / step_seconds
-                layers = {key: v if v is None else [round(x, 4) for x in v.tolist()] for key, v in layers.items()}
-                record(**progress, seconds=round(seconds, 3), loss=loss, grad_norm=norm, skipped=skipped,
-                       ms=round(1000 * step_seconds, 2), tokens_per_second=round(speed),
-                       peak_mb=round(peak_memory(device)), **layers)  # fmt: skip
-                line = f"loss {loss:.4f}  lr {lr:.2e}  {1000 * step_seconds:.0f} ms  {speed / 1000:.1f}k tok/s"
-                if peak:
-                    mfu = raw.estimate_mfu(config.sequences_per_step, step_seconds, peak * world)
-                    line += f"  mfu {100 * mfu:.1f} %"
-                if rates := layers["event_rate"]:
-                    line += f"  events {100 * sum(rates) / len(rates):.0f} %"
-                if sharpness := layers["beta"]:
-                    line += f"  beta {sum(sharpness) / len(sharpness):.2f}"
-                if skipped:
-                    line += f"  {skipped} skipped"
-                say(f"{step:>7}/{config.max_iters} {line}  {duration(step_seconds * (config.max_iters - step))} left")
-            if evaluating:
-                found = measure()
-                better = found["val_loss"] <= best  # equal: a run that was killed after best.pt, before ckpt.pt
-                best = min(best, found["val_loss"])
-                record(**progress, seconds=round(seconds, 3), **found)
-                line = f"val {found['val_loss']:.4f} +- {found['val_stderr']:.4f}  train {found['train_loss']:.4f}"
-                saved = better or config.always_save_checkpoint
-                if master and saved:
-                    save(best_too=better)
-                    line += f"{'  (best)' if better else ''}  saved {out_dir / ('best.pt' if better else 'ckpt.pt')}"
-                say(f"{step:>7}/{config.max_iters} {line}")
-            if logging:
-                clock, clock_step = time.perf_counter(), step
-            if stop.agreed(world, logging) and not last:
-                if master and not (evaluating and saved):
-                    save(best_too=False)
-                say(f"stopped   by {stop.name} after step {step}, saved: --init_from=resume goes on from here")
-                break
-    interrupted = stop.name if step < config.max_iters and not config.eval_only else None
-    if found is None and not interrupted:  # eval_only, or a finished run resumed
-        found = measure()
-        say(f"eval      val {found['val_loss']:.4f} +- {found['val_stderr']:.4f}  train {found['train_loss']:.4f}")
-    if master and config.final_sample and not interrupted and not config.eval_only:
-        print_sample(raw, data.tokenizer, config)
-    if metrics:
-        metrics.close()
-    if wandb:
-        wandb.finish()
-    if own_group:
-        time.sleep(0.1)  # gloo's threads need Python's lock to drop their last tensors; the end holds it and joins them
-        dist.destroy_process_group()
-    found = found or dict.fromkeys(("val_loss", "val_stderr", "train_loss"), math.nan)
-    speed = timed_steps * tokens_per_step / timed_seconds if timed_seconds else math.nan
-    return TrainResult(
-        **found,
-        best_val_loss=best,
-        steps=step,
-        tokens=step * tokens_per_step,
-        seconds=seconds,
-        tokens_per_second=speed,
-        first_losses=[loss.item() for loss in first_losses],
-        history=history,
-        out_dir=config.out_dir,
-        interrupted=interrupted,
-    )
-
-
-def train_step(model, guarded, data, config, step, lr, device, dtype):
-    """One step, without waiting for the device -> (mean loss of all its micro-batches, gradient norm)."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    micro_batches = config.micro_batches // world  # of this process
-    for group in guarded.optimizer.param_groups:
-        group["lr"] = lr
-    loss_sum = torch.zeros((), device=device)
-    for micro in range(micro_batches):
-        number = rank * micro_batches + micro  # of this micro-batch within the step
-        x, y = data.batch(step * config.sequences_per_step + number * config.batch_size, config.batch_size)
-        x, y = send(x, device), send(y, device)  # (B, T) each
-        torch.manual_seed(stable_seed(config.seed, "dropout", step, micro, rank))
-        if world > 1:
-            model.require_backward_grad_sync = micro == micro_batches - 1  # once a step is enough
-        with autocast(device, dtype):
-            loss = model(x, y)[1] / micro_batches
-        guarded.scaler.scale(loss).backward()
-        loss_sum += loss.detach()
-    loss = mean_over_processes(loss_sum)
-    return loss, guarded.step(loss, config.grad_clip or math.inf)
-
-
-def evaluate(model, data, split, count, device, dtype):
-    """
-    Mean loss over `count` fixed, non-overlapping windows of a split (0: all of them) -> (mean, its standard error).
-
-    The same weights give the same number, whatever the batch size of training. Under torchrun the windows are shared.
-    """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    losses = window_losses(model, data, split, data.fixed_windows(split, count)[rank::world], device, dtype)
-    sums = torch.stack([losses.sum(), (losses**2).sum(), torch.tensor(len(losses), dtype=torch.float64)])
-    total, squares, n = mean_over_processes(sums, sum_only=True).tolist()
-    mean = total / n
-    return mean, math.sqrt(max(0.0, squares / n - mean**2) / max(1, n - 1))
-
-
-@torch.no_grad()
-def window_losses(model, data, split, starts, device, dtype):
-    """Mean loss of each window of a split that begins at one of `starts` (N,) -> (N,) float64, on the CPU."""
-    config, losses = model.config, []
-    # about 8,192 tokens at once, fewer where their logits would pass 256 MB in float32
-    batch = max(1, min(8192 // config.block_size, 2**26 // (config.block_size * config.vocab_size)))
-    training = model.training
-    model.eval()
-    for i in range(0, len(starts), batch):
-        x, y = (send(ids, device) for ids in data.windows(split, starts[i : i + batch]))  # (B, T)
-        with autocast(device, dtype):
-            logits = model(x, y)[0]  # (B, T, V)
-        losses.append(F.cross_entropy(logits.float().transpose(1, 2), y, reduction="none").mean(1).double().cpu())
-    model.train(training)
-    return torch.cat([torch.zeros(0, dtype=torch.float64), *losses])
+    if here.first and looking and (resumed or config.init_from == "scratch"):
+        blowup.alarm(model.config, config.max_blowup, bool(resumed), machine.device, machine.dtype, neuron, say)
+    return Setup(config, neuron, here, connected, machine, say, data, model, resumed, source)
 
 
 def load_start(config, neuron, say):
     """The model that init_from names: GPT-2 of Hugging Face, or any checkpoint that checkpoint.load_model opens."""
-    if not (checkpoint.is_pretrained(config.init_from) or Path(config.init_from).exists()):
+    if not (is_pretrained(config.init_from) or Path(config.init_from).exists()):
         raise UserError(
             f"init_from={config.init_from!r} is no file: choose scratch, resume, gpt2, or a checkpoint's path"
         )
@@ -480,7 +179,7 @@ def check_resumable(config, resumed, data, say):
         raise UserError(
             f"ckpt.pt in {config.out_dir} is not of this train.py: --init_from=PATH starts from its weights"
         )
-    with checkpoint.plausible(f"the config in {config.out_dir}/ckpt.pt"):
+    with errors.plausible(f"the config in {config.out_dir}/ckpt.pt"):
         known = {key: value for key, value in resumed["config"].items() if key in TrainConfig.__dataclass_fields__}
         old, new = TrainConfig(**known), config
     for key in FIXED:
@@ -504,55 +203,293 @@ def prepare_missing(config, say):
     folder = Path(config.data_dir, config.dataset)
     if config.dataset in ("shakespeare_works", "python_stdlib") and not (folder / "train.bin").exists():
         say(f"data      {folder} is not there yet: preparing it")
-        prepare_data.prepare(config.dataset, config.data_dir)
+        corpora.prepare(config.dataset, config.data_dir)
 
 
 def announce(config, model, data, machine, say):
+    """Print what the run trains on, what it trains, and what it computes on."""
     unit = {"char": "characters", "byte": "bytes", "gpt2": "tokens"}[data.tokenizer["kind"]]
     train_tokens, val_tokens = (f"{len(data.splits[split]) / 1e6:.2f}M" for split in ("train", "val"))
     say(f"data      {config.dataset}: {train_tokens} {unit} to train on, {val_tokens} to validate, "
         f"vocabulary {data.tokenizer['vocab_size']:,}")  # fmt: skip
     say(f"model     {model.describe()}, {model.flops_per_token() / 1e6:.1f} MFLOP a token")
-    say(f"device    {machine}")
+    oscillation = f", oscillation by {backend(machine.device)}" if config.mlp == "bio" else ""
+    say(f"device    {machine}{oscillation}")
 
 
-def start_wandb(config):
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("wandb_log=True needs a library: pip install wandb") from None
-    wandb.init(project=config.wandb_project, name=config.wandb_run_name, config=asdict(config), dir=config.out_dir)
-    return wandb
+# --- build: on the device ---
 
 
-def print_sample(model, identity, config):
+@dataclass
+class Run(Setup):
+    """A Setup on its device, with what the loop needs, and how far the loop has come."""
+
+    resolved: TrainConfig  # `config` with the batch_size that the steps take, where 'auto' was measured
+    trained: nn.Module  # the model as it trains: compiled, or wrapped for several processes; `model` is saved
+    guarded: GuardedOptimizer
+    log: RunLog
+    step: int = 0  # steps taken
+    seconds: float = 0.0  # of training proper
+    best: float = math.inf  # the lowest validation loss so far
+    evaluated: dict | None = None  # the last evaluation
+    first_losses: list = field(default_factory=list)  # of steps 1 to 20, on the device
+    timed_steps: int = 0  # steps whose time counts for the mean speed
+    timed_seconds: float = 0.0
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files."""
+        return self.processes.first and not self.config.eval_only
+
+
+def build(setup: Setup) -> Run:
+    """Move the model to its device, measure batch_size='auto', make the optimizer, and open the run's files."""
+    config, machine, resumed = setup.config, setup.machine, setup.resumed
+    model, size = setup.model.to(machine.device), config.batch_size
+    if size == "auto":
+        size = measure_batch_size(config, Card(machine.device), model, setup.data, machine.dtype, setup.say)
+    shape = size, config.block_size, config.sequences_per_step // size
+    tokens = f"{' x '.join(map(str, shape))} = {math.prod(shape):,} tokens a step"
+    setup.say(f"batch     {tokens}, {config.max_iters:,} steps")
+    betas = config.beta1, config.beta2
+    optimizer = configure_optimizer(
+        model, config.weight_decay, config.learning_rate, betas, machine.device.type, config.optimizer_type
+    )
+    guarded = GuardedOptimizer(model, optimizer, machine.device, machine.dtype, config.max_skipped)
+    done = {}
+    if resumed:
+        with errors.plausible(setup.source):
+            guarded.load_state_dict(resumed)
+        best = checkpoint.best_val_loss(config.out_dir)
+        done = {"step": resumed["iter_num"], "seconds": resumed["seconds"], "best": best}
+    trained = torch.compile(model) if machine.compiled else model
+    if setup.processes.world > 1:
+        cards = [machine.device.index] if machine.device.type == "cuda" else None
+        trained = DistributedDataParallel(trained, device_ids=cards)
+    resolved = replace(config, batch_size=size)
+    run = Run(**vars(setup), resolved=resolved, trained=trained, guarded=guarded, log=RunLog(), **done)
+    if run.writes:
+        run.log = open_files(run)
+    return run
+
+
+def open_files(run):
+    """Put what an earlier run left in out_dir in order, write config.json, and open the logs -> RunLog."""
+    out_dir, machine = Path(run.config.out_dir), run.machine
+    if run.resumed:
+        checkpoint.tidy(out_dir, run.source, run.say)
+    else:
+        checkpoint.set_aside(out_dir, run.say)
+    found = {"vocab_size": run.model.config.vocab_size, "gradient_accumulation_steps": run.resolved.micro_batches}
+    found |= {"device": str(machine.device), "dtype": str(machine.dtype).removeprefix("torch.")}
+    write_json(out_dir / "config.json", asdict(run.resolved) | found | {"compile": machine.compiled})
+    metrics = Metrics(out_dir / "metrics.jsonl", run.resumed["metrics_bytes"] if run.resumed else 0)
+    if not run.config.wandb_log:
+        return RunLog(metrics)
+    c = run.config
+    return RunLog(metrics, start_wandb(c.wandb_project, c.wandb_run_name, asdict(run.resolved), c.out_dir))
+
+
+# --- the loop ---
+
+
+def loop(run: Run) -> str | None:
+    """Take the steps that are left -> the name of the signal that stopped the run before its end, or None."""
+    config, device, dtype = run.resolved, run.machine.device, run.machine.dtype
+    if config.eval_only:
+        return None
+    hidden = not (run.processes.first and sys.stderr.isatty())
+    bar = tqdm(total=config.max_iters, initial=run.step, unit="step", leave=False, disable=hidden)
+    with StopSignal() as stop, bar:
+        first = timed_from = run.step
+        clock = time.perf_counter()
+        while run.step < config.max_iters:
+            lr = config.learning_rate_at(run.step)
+            loss, norm = train_step(run.trained, run.guarded, run.data, config, run.step, lr, device, dtype)
+            run.step += 1
+            bar.update()
+            if run.step <= 20:
+                run.first_losses.append(loss)
+
+            last = run.step == config.max_iters
+            evaluating = last or run.step % config.eval_interval == 0
+            logging = evaluating or run.step % config.log_interval == 0
+            saved = False
+            if logging:  # nothing but this and an evaluation waits for the device
+                figures = step_figures(run, loss, norm)
+                spent, steps = time.perf_counter() - clock, run.step - timed_from
+                run.seconds += spent
+                if timed_from > first:  # the first interval warms up, and is left out of the mean speed
+                    run.timed_steps, run.timed_seconds = run.timed_steps + steps, run.timed_seconds + spent
+                log_step(run, lr, figures, spent / steps)
+            if evaluating:
+                saved = evaluate_and_save(run, lr)
+            if logging:
+                clock, timed_from = time.perf_counter(), run.step
+            if stop.agreed(logging) and not last:
+                if run.writes and not saved:
+                    save(run, best_too=False)
+                run.say(f"stopped   by {stop.name} after step {run.step}, saved: --init_from=resume goes on from here")
+                return stop.name
+    return None
+
+
+def train_step(model, guarded, data, config, step, lr, device, dtype):
+    """One step, without waiting for the device -> (mean loss of all its micro-batches, gradient norm)."""
+    rank, world = rank_and_world()
+    micro_batches = config.micro_batches // world  # of this process
+    for group in guarded.optimizer.param_groups:
+        group["lr"] = lr
+    loss_sum = torch.zeros((), device=device)
+    for micro in range(micro_batches):
+        number = rank * micro_batches + micro  # of this micro-batch within the step
+        x, y = data.batch(step * config.sequences_per_step + number * config.batch_size, config.batch_size)
+        x, y = send(x, device), send(y, device)  # (B, T) each
+        torch.manual_seed(stable_seed(config.seed, "dropout", step, micro, rank))
+        if world > 1:
+            model.require_backward_grad_sync = micro == micro_batches - 1  # once a step is enough
+        with autocast(device, dtype):
+            loss = model(x, y)[1] / micro_batches
+        guarded.scaler.scale(loss).backward()
+        loss_sum += loss.detach()
+    loss = mean_over_processes(loss_sum)
+    return loss, guarded.step(loss, config.grad_clip or math.inf)
+
+
+def step_figures(run, loss, norm):
+    """Wait for the step, and raise Diverged where the run is stuck -> what metrics.jsonl keeps of the step itself."""
+    one_sequence = run.data.batch(run.step, 1)[0].to(run.machine.device)
+    layers = {"event_rate": event_rates(run.model, one_sequence), "beta": sharpness(run.model)}
+    loss, norm, (skipped, _) = loss.item(), norm.item(), run.guarded.skipped.tolist()
+    run.guarded.raise_if_stuck(run.step, loss, norm)
+    layers = {key: v if v is None else [round(x, 4) for x in v.tolist()] for key, v in layers.items()}
+    return {"loss": loss, "grad_norm": norm, "skipped": skipped} | layers
+
+
+def log_step(run, lr, figures, step_seconds):
+    """Record a step's figures, and print them."""
+    config = run.resolved
+    tokens_per_step = config.sequences_per_step * config.block_size
+    speed, ms, peak = tokens_per_step / step_seconds, 1000 * step_seconds, peak_flops(run.machine.device)
+    speeds = {"ms": round(ms, 2), "tokens_per_second": round(speed), "peak_mb": round(peak_memory(run.machine.device))}
+    run.log.record(progress(run, lr) | figures | speeds)
+    line = f"loss {figures['loss']:.4f}  lr {lr:.2e}  {ms:.0f} ms  {speed / 1000:.1f}k tok/s"
+    if peak:
+        mfu = run.model.estimate_mfu(config.sequences_per_step, step_seconds, peak * run.processes.world)
+        line += f"  mfu {100 * mfu:.1f} %"
+    if rates := figures["event_rate"]:
+        line += f"  events {100 * sum(rates) / len(rates):.0f} %"
+    if betas := figures["beta"]:
+        line += f"  beta {sum(betas) / len(betas):.2f}"
+    if figures["skipped"]:
+        line += f"  {figures['skipped']} skipped"
+    left = duration(step_seconds * (config.max_iters - run.step))
+    run.say(f"{run.step:>7}/{config.max_iters} {line}  {left} left")
+
+
+def progress(run, lr):
+    """How far the run has come, as each line of metrics.jsonl begins."""
+    tokens = run.step * run.resolved.sequences_per_step * run.resolved.block_size
+    return {"step": run.step, "tokens": tokens, "lr": lr, "seconds": round(run.seconds, 3)}
+
+
+def evaluate_splits(run):
+    """The losses on both splits -> {val_loss, val_stderr, train_loss}."""
+    # Where the card chose the batch size, the number of windows must not depend on its choice.
+    batch = TrainConfig.batch_size if run.config.batch_size == "auto" else run.config.batch_size
+    count, where = run.config.eval_iters * batch, (run.machine.device, run.machine.dtype)
+    val_loss, val_stderr = evaluate(run.model, run.data, "val", count, *where)
+    train_loss, _ = evaluate(run.model, run.data, "train", count or len(run.data.fixed_windows("val", 0)), *where)
+    return {"val_loss": val_loss, "val_stderr": val_stderr, "train_loss": train_loss}
+
+
+def evaluate_and_save(run, lr):
+    """Evaluate, record and print it, and write the checkpoints that are due -> whether ckpt.pt was."""
+    run.evaluated = found = evaluate_splits(run)
+    better = found["val_loss"] <= run.best  # equal: a run that was killed after best.pt, before ckpt.pt
+    run.best = min(run.best, found["val_loss"])
+    run.log.record(progress(run, lr) | found)
+    line = losses_line(found)
+    saving = run.writes and (better or run.config.always_save_checkpoint)
+    if saving:
+        save(run, best_too=better)
+        saved = Path(run.config.out_dir, "best.pt" if better else "ckpt.pt")
+        line += f"{'  (best)' if better else ''}  saved {saved}"
+    run.say(f"{run.step:>7}/{run.config.max_iters} {line}")
+    return saving
+
+
+def losses_line(found):
+    """An evaluation, as it is printed."""
+    return f"val {found['val_loss']:.4f} +- {found['val_stderr']:.4f}  train {found['train_loss']:.4f}"
+
+
+def save(run, best_too):
+    """Write ckpt.pt, and best.pt before it where the weights are the best so far."""
+    out_dir = Path(run.config.out_dir)
+    weights = {
+        "model": run.model.state_dict(),
+        "model_args": model_args(run.model.config),
+        "tokenizer": run.data.tokenizer,
+        "config": asdict(run.config),  # with batch_size='auto' as it was asked: another card measures anew
+        "iter_num": run.step,
+        "best_val_loss": run.best,
+        "neuron_sha256": getattr(run.neuron, "sha256", None),
+    }
+    if best_too:
+        checkpoint.save(out_dir / "best.pt", weights)
+    state = {"dataset": run.data.identity, "seconds": run.seconds, "metrics_bytes": run.log.metrics.sync()}
+    checkpoint.save_last(out_dir, weights | run.guarded.state_dict() | state)
+
+
+# --- finish ---
+
+
+def finish(run: Run, interrupted: str | None) -> TrainResult:
+    """Evaluate once more where the loop did not, sample, and close the run's files."""
+    config = run.resolved
+    if run.evaluated is None and not interrupted:  # eval_only, or a finished run resumed
+        run.evaluated = evaluate_splits(run)
+        run.say(f"eval      {losses_line(run.evaluated)}")
+    if run.writes and config.final_sample and not interrupted:
+        print_sample(run.model, run.data.tokenizer, config.final_sample, config.seed)
+    run.log.close()
+    if run.connected:
+        disconnect()
+    tokens_per_step = config.sequences_per_step * config.block_size
+    speed = run.timed_steps * tokens_per_step / run.timed_seconds if run.timed_seconds else math.nan
+    found = run.evaluated or dict.fromkeys(("val_loss", "val_stderr", "train_loss"), math.nan)
+    return TrainResult(
+        **found,
+        best_val_loss=run.best,
+        steps=run.step,
+        tokens=run.step * tokens_per_step,
+        seconds=run.seconds,
+        tokens_per_second=speed,
+        first_losses=[loss.item() for loss in run.first_losses],
+        history=run.log.history,
+        out_dir=config.out_dir,
+        interrupted=interrupted,
+    )
+
+
+def print_sample(model, identity, tokens, seed):
+    """Print `tokens` tokens of text as they are drawn. identity: the tokenizer's."""
     tokenizer = from_identity(identity)
     push = stream(tokenizer)
     device = next(model.parameters()).device
     start = torch.tensor([tokenizer.encode("\n")], device=device)
-    generator = torch.Generator(device).manual_seed(config.seed)
+    generator = torch.Generator(device).manual_seed(seed)
     print("sample\n")
-    for token in model.stream(start, config.final_sample, temperature=0.8, generator=generator):
+    for token in model.stream(start, tokens, temperature=0.8, generator=generator):
         print(push(token.item()), end="", flush=True)
     print(push())
 
 
-def print_line(line):
-    with contextlib.suppress(OSError):  # a closed terminal or pipe ends no run
-        tqdm.write(line)  # goes above a progress bar
-        sys.stdout.flush()
-
-
-def duration(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-@configurator.script
+@errors.script
 def main(argv=None):
-    config = configurator.load(TrainConfig, sys.argv[1:] if argv is None else argv)
-    result = train(config, neurons.load(config.mlp))
+    config = configurator.read_settings(TrainConfig, sys.argv[1:] if argv is None else argv, __doc__)
+    result = train(config, custom_neuron.load_neuron(config.mlp))
     if result.interrupted:
         sys.exit(128 + getattr(signal, result.interrupted, signal.SIGINT))
 

@@ -6,13 +6,14 @@ import itertools
 import math
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
+
+from kernels.cache import private_folder
 
 FLAGS = ("-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 MAC = sys.platform == "darwin"
@@ -29,7 +30,7 @@ def load(name, flags=(), alone=math.inf):
     compiler = next(filter(None, map(shutil.which, ("gcc", "cc", "clang"))), None)
     if os.name != "posix" or compiler is None:
         return None, "plain torch: no C compiler found"
-    folder = cache_folder()
+    folder = private_folder()
     if folder is None:
         return None, "plain torch: no cache folder that only this user can write to"
     for arch, openmp in itertools.product((("-march=native",), ()), (OPENMP, ())):
@@ -41,22 +42,6 @@ def load(name, flags=(), alone=math.inf):
             continue
         return library, f"C ({Path(compiler).name}, {'OpenMP' if openmp else 'one thread'})"
     return None, f"plain torch: {compiler} could not build {name}"
-
-
-def cache_folder():
-    """A folder that this user owns and no other can write to, or None: what lies in it gets run."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folders = Path(home, "wigglegpt"), Path(tempfile.gettempdir(), f"wigglegpt-{os.getuid()}")
-    for folder in filter(Path.is_absolute, folders):
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = os.lstat(folder)
-        except OSError:
-            continue
-        private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
-        if private and os.access(folder, os.W_OK):
-            return folder
-    return None
 
 
 def build(name, compiler, flags, folder):

@@ -7,9 +7,8 @@ import signal
 import pytest
 import torch
 
-import configurator
-import prepare_data
 from train import TrainConfig
+from wiggle import configurator, corpora
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and would fail its tests
@@ -44,7 +43,7 @@ def write_tiny_corpus(folder):
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 5))) for _ in range(40)]
     (folder / "tiny.txt").write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(200)))
-    prepare_data.prepare(str(folder / "tiny.txt"), data_dir=str(folder / "data"))
+    corpora.prepare(str(folder / "tiny.txt"), data_dir=str(folder / "data"))
     return folder / "data"
 
 
@@ -64,6 +63,6 @@ def arguments(corpus, tmp_path):
 
     def make(*files, **changes):
         values = TINY | {"data_dir": str(corpus), "out_dir": str(tmp_path / "out")} | changes
-        return configurator.load(TrainConfig, [*map(str, files), *(f"--{k}={v}" for k, v in values.items())])
+        return configurator.read_settings(TrainConfig, [*map(str, files), *(f"--{k}={v}" for k, v in values.items())])
 
     return make

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import analyze_bio
-import checkpoint
-import neurons
-from dataset import Dataset
 from model_bio import GPT, BioMLP, DendriticMLP, GPTConfig, model_args
 from tests.conftest import TINY
 from train import TrainConfig, train
+from wiggle import checkpoint, custom_neuron
+from wiggle.dataset import Dataset
+from wiggle.telemetry import event_rates
 
 KINDS = {
     "feature": {"mlp": "bio"},
@@ -124,7 +124,7 @@ def test_parameters_and_phases_are_those_of_the_networks(runs, analyse, corpus, 
     idx = text(corpus, trained, 320)
     assert figures["tokens"] == idx.numel() == 320
     for name, model in (("before", untrained), ("now", trained)):
-        rates = model.event_rates(idx)
+        rates = event_rates(model, idx)
         for layer, (mlp, x) in enumerate(
             zip([b.mlp for b in model.transformer.h], mlp_inputs(model, idx), strict=True)
         ):
@@ -293,7 +293,7 @@ def test_a_neuron_of_ones_own_is_shown_where_it_oscillates(analyse, tmp_path, ca
     path = tmp_path / "mine.pt"
     for name in ("Enveloped", "Plain"):
         mlp = f"{tmp_path / 'mine.py'}:{name}"
-        neuron = neurons.load(mlp)
+        neuron = custom_neuron.load_neuron(mlp)
         model = GPT(GPTConfig(block_size=16, vocab_size=10, n_layer=2, n_head=2, n_embd=16, mlp=mlp), neuron, seed=3)
         content = {"model": model.state_dict(), "model_args": model_args(model.config), "config": {"dataset": "tiny"}}
         checkpoint.save(path, content | {"neuron_sha256": neuron.sha256})

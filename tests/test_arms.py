@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-import checkpoint
 from model_bio import ACTIVATIONS, GPT, MLP, DendriticMLP, GPTConfig, Snake
 from train import train
+from wiggle import checkpoint
+from wiggle.optimizers import configure_optimizer
 
 NEW = ("relu2", "swiglu", "snake", "gcu", "dendritic")
 BETAS = ("layer", "unit", "channel", "fixed")
@@ -133,7 +134,7 @@ def test_beta_starts_where_it_is_told_and_is_not_decayed(beta):
     hidden = block.c_proj.in_features
     assert block.log_beta.numel() == {"layer": 1, "unit": hidden, "channel": 3 * hidden, "fixed": 1}[beta]
     torch.testing.assert_close(block.log_beta.exp(), torch.full_like(block.log_beta, 8.0))
-    optimizer = model.configure_optimizers(10.0, 1.0, (0.9, 0.99), "cpu")
+    optimizer = configure_optimizer(model, 10.0, 1.0, (0.9, 0.99), "cpu")
     x = torch.randint(31, (2, 16))
     model(x, x)[1].backward()
     undecayed = {id(p) for p in optimizer.param_groups[1]["params"]}
@@ -152,7 +153,7 @@ def test_snake_starts_at_one_and_is_not_decayed():
     model = GPT(small(mlp="snake"), seed=0)
     a = model.transformer.h[1].mlp.neuron.a
     assert torch.equal(a, torch.ones(64))
-    assert id(a) in {id(p) for p in model.configure_optimizers(0.1, 1.0, (0.9, 0.99), "cpu").param_groups[1]["params"]}
+    assert id(a) in {id(p) for p in configure_optimizer(model, 0.1, 1.0, (0.9, 0.99), "cpu").param_groups[1]["params"]}
 
 
 # --- what is read off a dendritic block ---

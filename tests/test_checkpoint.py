@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
-import durable
-from configurator import UserError
 from model_bio import GPT, GPTConfig, model_args
 from train import train
+from wiggle import checkpoint, files
+from wiggle.errors import UserError
 
 
 def save(path, model, **more):
@@ -34,9 +33,9 @@ def logits(model):
 
 def test_atomic_write_leaves_the_old_file_where_writing_fails(tmp_path):
     path = tmp_path / "a" / "file"
-    with durable.atomic_write(path) as file:
+    with files.atomic_write(path) as file:
         file.write(b"old")
-    with pytest.raises(RuntimeError), durable.atomic_write(path) as file:
+    with pytest.raises(RuntimeError), files.atomic_write(path) as file:
         file.write(b"new")
         raise RuntimeError
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file"]

@@ -16,17 +16,15 @@ import pytest
 import torch
 from scipy import stats
 
-import arms
 import compare
-import prepare_data
-import report
-import runs
-from configurator import UserError
-from dataset import Dataset
-from guard import Diverged
+from experiment import arms, report, workers
 from model_bio import GPT
 from tests.conftest import TINY
 from train import TrainConfig, train
+from wiggle import corpora
+from wiggle.dataset import Dataset
+from wiggle.errors import UserError
+from wiggle.guarded_step import Diverged
 
 RELU = """
 from torch import nn
@@ -43,7 +41,7 @@ def words(tmp_path_factory):
     folder, draw = tmp_path_factory.mktemp("long"), random.Random(0)
     vocabulary = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 5))) for _ in range(40)]
     (folder / "long.txt").write_text("\n".join(" ".join(draw.choices(vocabulary, k=8)) for _ in range(3000)))
-    prepare_data.prepare(str(folder / "long.txt"), data_dir=str(folder / "data"))
+    corpora.prepare(str(folder / "long.txt"), data_dir=str(folder / "data"))
     tiny = TINY | {"dataset": "long", "data_dir": str(folder / "data"), "n_layer": 1, "eval_interval": 2}
     (folder / "tiny.py").write_text("".join(f"{key} = {value!r}\n" for key, value in tiny.items()))
     return [str(folder / "tiny.py")]
@@ -79,14 +77,14 @@ def refused(capsys, arguments):
 @pytest.fixture
 def calls(monkeypatch):
     """A list of the configs that runs were trained with; bursts of timing and checking are left out."""
-    seen, real = [], runs.train
+    seen, real = [], workers.train
 
     def spy(config, neuron=None):
         if config.eval_iters > 1:
             seen.append(config)
         return real(config, neuron)
 
-    monkeypatch.setattr(runs, "train", spy)
+    monkeypatch.setattr(workers, "train", spy)
     return seen
 
 
@@ -171,9 +169,9 @@ def test_validation_too_short_for_two_halves_is_refused(corpus, capsys):
 
 
 def test_halves_are_alternating_blocks():
-    assert runs.halves(200, 64).tolist() == [0] * 64 + [1] * 64 + [0] * 64 + [1] * 8
-    assert runs.halves(6, 3000).tolist() == [0, 1, 0, 1, 0, 1]  # no window is cut, even where 4,096 is no multiple
-    assert runs.halves(4, 10_000).tolist() == [0, 1, 0, 1]
+    assert workers.halves(200, 64).tolist() == [0] * 64 + [1] * 64 + [0] * 64 + [1] * 8
+    assert workers.halves(6, 3000).tolist() == [0, 1, 0, 1, 0, 1]  # no window is cut, even where 4,096 is no multiple
+    assert workers.halves(4, 10_000).tolist() == [0, 1, 0, 1]
 
 
 # --- what a run is known by ---
@@ -186,8 +184,8 @@ def test_a_runs_key_is_of_what_changes_its_outcome(words):
 
     assert key() == key("--log_interval=7", "--wandb_project=x", "--mlp=gelu", "--bio_threshold=0.5")
     assert len({key(), key("--seed=2"), key("--mlp=bio"), key("--mlp=bio", "--bio_threshold=0.5"), key(data="b"),
-                key("--weight_decay=0.2"), key(neuron=arms.neurons.Neuron("A", "1", None)),
-                key(neuron=arms.neurons.Neuron("A", "2", None))}) == 8  # fmt: skip
+                key("--weight_decay=0.2"), key(neuron=arms.Neuron("A", "1", None)),
+                key(neuron=arms.Neuron("A", "2", None))}) == 8  # fmt: skip
     settings = arms.settings_of(TrainConfig(), None, {})
     assert arms.key_of(settings) == arms.key_of({k: v for k, v in settings.items() if k != "beta1"})  # a key to come
 
@@ -278,31 +276,31 @@ def test_the_same_model_under_two_names_is_inconclusive(words, tmp_path, relu):
 def test_the_reported_loss_is_of_the_last_weights_on_the_other_half(words, tmp_path):
     table = experiment(words, tmp_path / "out", "--keep", seeds=1)
     config = arms.resolve(words, [], [])
-    model = runs.checkpoint.load_model(tmp_path / "out" / "kept" / "gelu-1337")[0]  # best, and so last here
+    model = workers.checkpoint.load_model(tmp_path / "out" / "kept" / "gelu-1337")[0]  # best, and so last here
     data = Dataset(config.data_dir + "/long", config.block_size, 0)
     data.check_ids(model.config.vocab_size)
     starts = [256 * 16 + 16 * i for i in range(256)]
-    found = runs.window_losses(model, data, "val", np.array(starts), torch.device("cpu"), torch.float32).mean()
+    found = workers.window_losses(model, data, "val", np.array(starts), torch.device("cpu"), torch.float32).mean()
     assert float(table["gelu"]["val_loss"]) == pytest.approx(found.item(), abs=1e-6)
 
 
 def test_stopped_and_started_again_repeats_nothing(words, tmp_path, calls, monkeypatch, capsys):
     whole = experiment(words, tmp_path / "whole", "--sweep=learning_rate=1e-3,1e-2")
     assert len(calls) == 8
-    real = runs.train
+    real = workers.train
 
     def stop(config, neuron=None):
         if len(calls) == 13:
             raise KeyboardInterrupt
         return real(config, neuron)
 
-    monkeypatch.setattr(runs, "train", stop)
+    monkeypatch.setattr(workers, "train", stop)
     with pytest.raises(SystemExit) as left:
         experiment(words, tmp_path / "cut", "--sweep=learning_rate=1e-3,1e-2")
     assert left.value.code == 130 and "the same command goes on from here" in capsys.readouterr().out
     with open(tmp_path / "cut" / "runs.jsonl", "a") as file:
         file.write('{"kind": "reporting", "key": "torn')
-    monkeypatch.setattr(runs, "train", real)
+    monkeypatch.setattr(workers, "train", real)
     again = experiment(words, tmp_path / "cut", "--sweep=learning_rate=1e-3,1e-2")
     assert len(calls) == 16  # five before the stop, three after it
     assert len({(c.mlp, c.seed, c.learning_rate) for c in calls[8:]}) == 8
@@ -318,8 +316,8 @@ def test_stopped_and_started_again_repeats_nothing(words, tmp_path, calls, monke
 
 def test_code_that_computes_something_else_is_found_out(words, tmp_path, calls, capsys, monkeypatch):
     experiment(words, tmp_path / "out", seeds=1)
-    begun, real = len(calls), runs.train
-    monkeypatch.setattr(runs, "train", lambda config, neuron=None: real(arms.replace(config, beta2=0.9), neuron))
+    begun, real = len(calls), workers.train
+    monkeypatch.setattr(workers, "train", lambda config, neuron=None: real(arms.replace(config, beta2=0.9), neuron))
     with pytest.raises(SystemExit) as left:
         experiment(words, tmp_path / "out", seeds=2)
     assert left.value.code == 1 and "seed 1337 are not what they were" in capsys.readouterr().err
@@ -327,33 +325,33 @@ def test_code_that_computes_something_else_is_found_out(words, tmp_path, calls, 
 
 
 def test_one_failed_run_does_not_lose_the_others(words, tmp_path, monkeypatch, capsys):
-    real = runs.train
+    real = workers.train
 
     def fails(config, neuron=None):
         if config.mlp == "relu" and config.seed == 1338 and config.eval_iters > 1:
             raise MemoryError("none left")
         return real(config, neuron)
 
-    monkeypatch.setattr(runs, "train", fails)
+    monkeypatch.setattr(workers, "train", fails)
     with pytest.raises(SystemExit) as left:
         experiment(words, tmp_path / "out", seeds=3)
     out = capsys.readouterr()
     assert left.value.code == 1 and "1 runs failed" in out.err and "FAILED" in out.out and "none left" in out.out
     report_text = (tmp_path / "out" / "report.md").read_text()
     assert "relu has 2 of 3 reporting runs" in report_text and "no verdict" in report_text
-    monkeypatch.setattr(runs, "train", real)
+    monkeypatch.setattr(workers, "train", real)
     assert experiment(words, tmp_path / "out", seeds=3)["relu"]["seeds"] == "3"
 
 
 def test_a_diverged_run_is_an_outcome(words, tmp_path, monkeypatch):
-    real = runs.train
+    real = workers.train
 
     def diverges(config, neuron=None):
         if config.learning_rate > 1 and config.eval_iters > 1:
             raise Diverged("not finite")
         return real(config, neuron)
 
-    monkeypatch.setattr(runs, "train", diverges)
+    monkeypatch.setattr(workers, "train", diverges)
     table = experiment(words, tmp_path / "out", "--sweep=learning_rate=1e-3,1e-2,5.0", seeds=1)
     assert {line["learning_rate"] for line in table.values()} <= {"0.001", "0.01"}
     assert "| inf |" in (tmp_path / "out" / "report.md").read_text()
@@ -436,10 +434,10 @@ def test_config_for_the_quick_form_is_tiny():
 
 
 def test_unknown_errors_keep_their_sentence():
-    assert runs.attempt(lambda: 1 / 0, ()) == (None, "ZeroDivisionError: division by zero")
+    assert workers.attempt(lambda: 1 / 0, ()) == (None, "ZeroDivisionError: division by zero")
 
     def mistake():
         raise UserError("a sentence")
 
-    assert runs.attempt(mistake, ()) == (None, "a sentence")
-    assert runs.attempt(max, (1, 2)) == (2, None)
+    assert workers.attempt(mistake, ()) == (None, "a sentence")
+    assert workers.attempt(max, (1, 2)) == (2, None)

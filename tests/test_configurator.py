@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-import configurator
-from configurator import UserError
 from train import TrainConfig
+from wiggle import configurator
+from wiggle.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
 
 def load(*argv):
-    return configurator.load(TrainConfig, list(argv))
+    return configurator.read_settings(TrainConfig, list(argv))
 
 
 @pytest.fixture

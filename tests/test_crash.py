@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 from tests.conftest import TINY
+from wiggle import checkpoint
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="its processes are forked")]

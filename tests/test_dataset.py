@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from configurator import UserError
-from dataset import Dataset, permute
-from tokenizer import ByteTokenizer
+from wiggle.dataset import Dataset, permute
+from wiggle.errors import UserError
+from wiggle.tokenizer import ByteTokenizer
 
 
 def make(folder, train=1000, val=200, dtype="uint16", identity=None):

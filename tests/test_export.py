@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 import export
-import tokenizer as tokenizer_module
 from model_bio import GPT, GPTConfig, model_args
 from tests.test_tokenizer import STRANGE, toy_gpt2  # noqa: F401 - a fixture
-from tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer
+from wiggle import checkpoint, huggingface
+from wiggle import tokenizer as tokenizer_module
+from wiggle.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer
 
 pytest.importorskip("transformers")
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ assert "model_bio" not in sys.modules
 
 @pytest.fixture
 def toy(toy_gpt2, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(export, "gpt2_encoding", tokenizer_module.gpt2_encoding)
+    monkeypatch.setattr(huggingface, "gpt2_encoding", tokenizer_module.gpt2_encoding)
     return toy_gpt2
 
 
@@ -119,7 +119,7 @@ def test_gpt2s_own_tokenizer_agrees():
         ours.encode("")
     except tokenizer_module.UserError as error:
         pytest.skip(str(error))
-    fast = export.fast_tokenizer(ours)
+    fast = huggingface.fast_tokenizer(ours)
     text = "\n".join([STRANGE, *(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))]) + "<|endoftext|>"
     assert fast.get_vocab_size() == 50257 and fast.token_to_id("<|endoftext|>") == 50256
     assert fast.encode(text).ids == ours.encode(text, special=True)

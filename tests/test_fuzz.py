@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import configurator
-from configurator import UserError
 from sample_bio import SampleConfig
 from train import TrainConfig
+from wiggle import configurator
+from wiggle.errors import UserError
 
 KINDS = typing.get_type_hints(TrainConfig)
 KEYS = st.sampled_from([*KINDS, *typing.get_type_hints(SampleConfig)])
@@ -84,7 +84,7 @@ CALM = {"deadline": None, "database": None, "derandomize": True, "suppress_healt
 def check(cls, argv):
     """A valid instance of cls, or one sentence."""
     try:
-        config = configurator.load(cls, argv)
+        config = configurator.read_settings(cls, argv)
     except UserError as error:
         sentence = str(error)
         assert sentence and len(sentence.splitlines()) == 1 and len(sentence) < 1000, sentence[:3000]

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch.nn.functional import gelu
 
-from kernels import attention, c_library, linear, oscillation, oscillation_cpu
-from kernels.linear import Linear
-from kernels.muon import orthogonalise
+from kernels import attention, c_library, cache, matmul, oscillation, oscillation_cpu
+from kernels.matmul import Linear
 from kernels.oscillation import oscillate, oscillate_gated, oscillate_gated_plain, oscillate_plain
 from kernels.rotary import normalise, rotate
 from model_bio import CausalSelfAttention, GPTConfig, rope_tables
+from wiggle.optimizers import orthogonalise
 
 ROOT = Path(__file__).parent.parent
 THRESHOLD = 0.3
@@ -361,7 +361,7 @@ class TestBuild:
     def fresh(self, tmp_path, monkeypatch):
         """An empty cache folder of its own, and no memory of earlier decisions."""
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-        monkeypatch.setattr(c_library.tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
         oscillation._kernel.cache_clear()
         yield
         oscillation._kernel.cache_clear()
@@ -394,14 +394,14 @@ class TestBuild:
 
     def test_refuses_folders_that_others_can_write_to(self, tmp_path):
         home, temporary = tmp_path / "home" / "wigglegpt", tmp_path / f"wigglegpt-{os.getuid()}"
-        assert c_library.cache_folder() == home
+        assert cache.private_folder() == home
         home.chmod(0o777)
-        assert c_library.cache_folder() == temporary
+        assert cache.private_folder() == temporary
         home.chmod(0o720)
-        assert c_library.cache_folder() == temporary
+        assert cache.private_folder() == temporary
         temporary.rmdir()
         temporary.symlink_to(tmp_path)
-        assert c_library.cache_folder() is None
+        assert cache.private_folder() is None
         self.assert_plain("no cache folder" if HAS_COMPILER else "no C compiler")
 
     def test_without_a_compiler(self, tmp_path, monkeypatch):
@@ -608,10 +608,10 @@ class TestLinear:
         if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
             pytest.skip("this build of torch has no oneDNN beside MKL")
         calls = []
-        monkeypatch.setattr(linear, "_is_amd", lambda: True)
-        run = linear._one_dnn.__wrapped__()
-        monkeypatch.setattr(linear, "_one_dnn", lambda: lambda a, b, bias: calls.append(a.shape) or run(a, b, bias))
-        monkeypatch.setattr(linear, "SMALL", 0)
+        monkeypatch.setattr(matmul, "_is_amd", lambda: True)
+        run = matmul._one_dnn.__wrapped__()
+        monkeypatch.setattr(matmul, "_one_dnn", lambda: lambda a, b, bias: calls.append(a.shape) or run(a, b, bias))
+        monkeypatch.setattr(matmul, "SMALL", 0)
         return calls
 
     @pytest.mark.parametrize("bias", [True, False])
@@ -666,17 +666,17 @@ class TestLinear:
         assert Linear(8, 6, device="meta")(x.to("meta")).shape == (4, 6)
         with torch.autocast("cpu", torch.bfloat16):
             assert Linear(8, 6)(x).dtype == torch.bfloat16
-        monkeypatch.setattr(linear, "SMALL", 4 * 8 * 6 + 1)
+        monkeypatch.setattr(matmul, "SMALL", 4 * 8 * 6 + 1)
         Linear(8, 6)(x)
         assert not calls
         Linear(8, 7)(x)
         assert len(calls) == 1
 
     def test_torch_serves_where_onednn_is_not_known_to_be_faster(self, monkeypatch):
-        monkeypatch.setattr(linear, "_is_amd", lambda: False)
-        assert linear._one_dnn.__wrapped__() is None
-        monkeypatch.setattr(linear, "_one_dnn", lambda: None)
-        monkeypatch.setattr(linear, "SMALL", 0)
+        monkeypatch.setattr(matmul, "_is_amd", lambda: False)
+        assert matmul._one_dnn.__wrapped__() is None
+        monkeypatch.setattr(matmul, "_one_dnn", lambda: None)
+        monkeypatch.setattr(matmul, "SMALL", 0)
         layer, x = Linear(8, 6), torch.randn(4, 8)
         assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
-        assert linear.backend("cpu") == linear.backend("meta") == "torch's own choice"
+        assert matmul.backend("cpu") == matmul.backend("meta") == "torch's own choice"

@@ -17,20 +17,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import arms
-import checkpoint
-import configurator
-import device as device_module
-import memory
 import model_bio
-import runs
 import train as train_module
-from configurator import UserError
-from device import Card
+from experiment import arms, workers
 from kernels.cross_entropy import ChunkedCrossEntropy
-from memory import GIB, divisors, largest_micro_batch
 from model_bio import GPT, GPTConfig
 from train import TrainConfig, train
+from wiggle import batch_size, checkpoint, configurator
+from wiggle.batch_size import GIB, Card, divisors, largest_micro_batch
+from wiggle.errors import UserError
+from wiggle.optimizers import configure_optimizer
 
 ROOT = Path(__file__).parents[1]
 KEYS = ("batch_size", "gradient_checkpointing=True", "block_size")
@@ -196,13 +192,13 @@ def test_measuring_leaves_no_trace(tiny, played):
     torch.manual_seed(7)
     data.check_ids(31)
     card = train_module.Card(torch.device("cpu"))
-    assert memory.measure(config, card, model, data, torch.float32, lambda line: None) == 4
+    assert batch_size.measure_batch_size(config, card, model, data, torch.float32, lambda line: None) == 4
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     played(5 * GIB)  # four would fit to the byte, were there no optimizer to come
     card = train_module.Card(torch.device("cpu"))
-    assert memory.measure(config, card, model, data, torch.float32, lambda line: None) == 2
+    assert batch_size.measure_batch_size(config, card, model, data, torch.float32, lambda line: None) == 2
 
 
 def test_evaluation_does_not_depend_on_the_card(tiny, played):
@@ -289,7 +285,7 @@ def test_auto_counts_sequences_before_it_is_measured(tiny, monkeypatch):
     config = tiny(**AUTO)
     assert (config.sequences_per_step, config.micro_batches) == (8, 8)
     assert replace(config, batch_size=2).micro_batches == 4
-    assert configurator.load(TrainConfig, ["--batch_size=auto", "--tokens_per_step=2048"]).batch_size == "auto"
+    assert configurator.read_settings(TrainConfig, ["--batch_size=auto", "--tokens_per_step=2048"]).batch_size == "auto"
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="8 micro-batches a step do not divide among 3 processes"):
         train(config)
@@ -308,9 +304,9 @@ def test_a_comparison_takes_no_auto(tiny):
 
 @pytest.mark.parametrize("name", ["config_small_bio_3070", "config_gpt2_bio_3070"])
 def test_the_3070s_configs_keep_historys_step(name):
-    config = configurator.load(TrainConfig, [str(ROOT / "config" / f"{name}.py")])
+    config = configurator.read_settings(TrainConfig, [str(ROOT / "config" / f"{name}.py")])
     assert config.batch_size == "auto" and config.sequences_per_step * config.block_size == 2 * 16 * 1024
-    number = configurator.load(TrainConfig, [str(ROOT / "config" / f"{name}.py"), "--batch_size=2"])
+    number = configurator.read_settings(TrainConfig, [str(ROOT / "config" / f"{name}.py"), "--batch_size=2"])
     assert number.micro_batches == 16
 
 
@@ -339,7 +335,7 @@ def test_the_book_counts_what_autograd_keeps(changes, monkeypatch):
     monkeypatch.setattr("kernels.attention.serves", lambda qkv: False)  # the book is a card's
     model, B = GPT(GPTConfig(**SHAPE | {"n_layer": 12} | changes), seed=1), 3
     idx = torch.randint(31, (B, 64), generator=torch.Generator().manual_seed(0))
-    _, each, _ = memory.estimate(model, "adamw", torch.float32, B)
+    _, each, _ = batch_size.estimate(model, "adamw", torch.float32, B)
     assert B * each == pytest.approx(saved_bytes(model, idx), rel=0.15)
 
 
@@ -376,8 +372,8 @@ class Live(TorchDispatchMode):
     ],
 )
 def test_the_book_foresees_the_peak_of_a_step(monkeypatch, changes, off, dtype):
-    monkeypatch.setattr("kernels.linear._one_dnn", lambda: None)  # a card's products take torch's way
-    for module in (model_bio, memory):
+    monkeypatch.setattr("kernels.matmul._one_dnn", lambda: None)  # a card's products take torch's way
+    for module in (model_bio, batch_size):
         monkeypatch.setattr(module, "LARGE_LOGITS", 2**20)
     monkeypatch.setattr(ChunkedCrossEntropy, "CHUNK", 128)
     model, B = GPT(GPTConfig(**SHAPE | changes), seed=1), 4
@@ -389,30 +385,30 @@ def test_the_book_foresees_the_peak_of_a_step(monkeypatch, changes, off, dtype):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             loss = model(idx, idx)[1]
         loss.backward()
-    fixed, each, _ = memory.estimate(model, "adamw", dtype, B)
-    standing = 8 * weights + memory.moments(model, "adamw")  # weights, gradients, moments: made outside
+    fixed, each, _ = batch_size.estimate(model, "adamw", dtype, B)
+    standing = 8 * weights + batch_size.moments(model, "adamw")  # weights, gradients, moments: made outside
     assert fixed - standing + B * each == pytest.approx(live.peak, rel=off)
 
 
 def test_the_book_has_gpt2s_342_mb():
     with torch.device("meta"):
         model = GPT(GPTConfig(bias=False))
-    fixed, each, spared = memory.estimate(model, "adamw", torch.bfloat16, 1)
+    fixed, each, spared = batch_size.estimate(model, "adamw", torch.bfloat16, 1)
     assert 342e6 < each < 1.1 * 342e6 and 0.6 * each < spared < each  # which leave out the gradients of a block
     with torch.device("meta"):
-        less = memory.estimate(GPT(GPTConfig(bias=False, gradient_checkpointing=True)), "adamw", torch.bfloat16, 1)
+        less = batch_size.estimate(GPT(GPTConfig(bias=False, gradient_checkpointing=True)), "adamw", torch.bfloat16, 1)
     assert less[0] < fixed and less[1] == each - spared
 
 
 @pytest.mark.parametrize("optimizer_type", ["adamw", "adafactor", "muon"])
 def test_moments_are_counted_as_the_optimizers_keep_them(optimizer_type):
     model = GPT(GPTConfig(**SHAPE), seed=1)
-    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu", optimizer_type)
+    optimizer = configure_optimizer(model, 0.1, 1e-3, (0.9, 0.99), "cpu", optimizer_type)
     idx = torch.randint(31, (1, 64))
     model(idx, idx)[1].backward()
     optimizer.step()
     kept = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
-    assert memory.moments(model, optimizer_type) == pytest.approx(sum(t.nbytes for t in kept), rel=0.02)
+    assert batch_size.moments(model, optimizer_type) == pytest.approx(sum(t.nbytes for t in kept), rel=0.02)
 
 
 # --- out of memory ---
@@ -467,7 +463,7 @@ def test_a_script_ends_with_code_1_and_a_comparisons_child_says_the_same(tiny, f
         train_module.main([f"--{key}={value}" for key, value in values.items() if value is not None])
     assert left.value.code == 1 and capsys.readouterr().err.startswith("error: out of memory on cpu: batch_size=4")
     fails(3, CUDA)
-    outcome, sentence = runs.attempt(runs.one_run, (tiny(dtype="float32"), "reporting", None))
+    outcome, sentence = workers.attempt(workers.one_run, (tiny(dtype="float32"), "reporting", None))
     assert outcome is None and all(key in sentence for key in KEYS)
 
 
@@ -475,7 +471,7 @@ def test_an_evaluation_that_takes_too_much_is_explained_too(tiny, monkeypatch):
     def fail(*args):
         raise CUDA
 
-    monkeypatch.setattr(train_module, "window_losses", fail)
+    monkeypatch.setattr("wiggle.evaluation.window_losses", fail)
     for changes in ({}, {"eval_only": True}):
         with pytest.raises(UserError, match="out of memory on cpu"):
             train(tiny(**changes))
@@ -515,12 +511,12 @@ def test_the_sentence_is_about_the_model_and_the_micro_batch_that_ran(tiny, play
 
 def sentence(monkeypatch, room, **changes):
     """What would be said on a card with `room` GiB to be had, for GPT-2's shape."""
-    monkeypatch.setattr(device_module.Card, "budget", lambda self: room * GIB)
+    monkeypatch.setattr(batch_size.Card, "budget", lambda self: room * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce RTX 3070")
     config = TrainConfig(**changes)
     with torch.device("meta"):
         model = GPT(config.gpt_config(50304))
-    return memory.cure(config, model, torch.device("cuda"), torch.bfloat16)
+    return batch_size.out_of_memory_advice(config, model, torch.device("cuda"), torch.bfloat16)
 
 
 def test_on_a_card_the_sentence_says_how_much_would_fit(monkeypatch):
@@ -543,7 +539,7 @@ def test_on_a_card_the_sentence_says_how_much_would_fit(monkeypatch):
 def test_freed_memory_is_kept():
     code = """
 import resource, torch
-from device import keep_freed_memory
+from wiggle.device import keep_freed_memory
 
 keep_freed_memory(torch.device("cpu"))
 for turn in range(11):

@@ -10,11 +10,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model_bio
-from kernels import linear
+from kernels import matmul
 from kernels.decoding import cast_matrices, pick
-from kernels.linear import Linear
-from kernels.muon import Muon, orthogonalise
+from kernels.matmul import Linear
 from model_bio import ACTIVATIONS, GPT, BioMLP, GPTConfig, OscillatingNeuron, SparseEventGate, model_args
+from wiggle.optimizers import Muon, configure_optimizer, orthogonalise
+from wiggle.telemetry import event_rates
 
 
 def small(**changes):
@@ -121,10 +122,10 @@ def test_event_rates_are_the_share_above_the_threshold():
     model.eval().hidden(x)
     for hook in hooks:
         hook.remove()
-    torch.testing.assert_close(model.train().event_rates(x), torch.stack(seen))
+    torch.testing.assert_close(event_rates(model.train(), x), torch.stack(seen))
     assert model.training
-    assert GPT(small()).event_rates(x) is None
-    assert GPT(small(mlp="bio", bio_gate="none")).event_rates(x) is None
+    assert event_rates(GPT(small()), x) is None
+    assert event_rates(GPT(small(mlp="bio", bio_gate="none")), x) is None
 
 
 # --- sizes ---
@@ -322,7 +323,7 @@ def test_a_users_neuron_draws_by_seed_and_disturbs_nothing():
 
 def test_only_matrices_decay():
     model = GPT(small(mlp="bio", bio_gate="feature"))
-    decayed, free = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu").param_groups
+    decayed, free = configure_optimizer(model, 0.1, 1e-3, (0.9, 0.95), "cpu").param_groups
     assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0
     assert all(p.dim() >= 2 for p in decayed["params"])
     vectors = {
@@ -342,7 +343,7 @@ def test_muon_orthogonalises_and_reports_one_state():
         left, _, right = torch.linalg.svd(g, full_matrices=False)
         assert ((orthogonalise(g) * (left @ right)).sum((1, 2)) / 8 > 0.6).all()  # it points where UV^T does
     models = [GPT(small(mlp="bio"), seed=1) for _ in range(2)]
-    first, second = (m.configure_optimizers(0.1, 1e-2, (0.9, 0.99), "cpu", "muon") for m in models)
+    first, second = (configure_optimizer(m, 0.1, 1e-2, (0.9, 0.99), "cpu", "muon") for m in models)
     x = ids(2, 16)
 
     def steps(model, optimizer, count):
@@ -510,7 +511,7 @@ def test_a_product_with_one_vector_is_linears(monkeypatch, shape, bias):
     layer = Linear(shape[1], shape[0], bias=bias)
     x = torch.randn(1, 1, shape[1])
     expected = nn.functional.linear(x, layer.weight, layer.bias)
-    monkeypatch.setattr(linear, "CACHED", 0)
+    monkeypatch.setattr(matmul, "CACHED", 0)
     assert torch.equal(layer(x), expected)  # where a gradient is wanted, nothing changes
     with torch.no_grad(), Operations() as operations:
         torch.testing.assert_close(layer(x), expected)

@@ -5,12 +5,11 @@ import hashlib
 import pytest
 import torch
 
-import checkpoint
-import neurons
 import sample_bio
-from configurator import UserError
 from model_bio import GPT, GPTConfig, OscillatingNeuron
 from train import train
+from wiggle import checkpoint, custom_neuron
+from wiggle.errors import UserError
 
 WAVE = """
 from pathlib import Path
@@ -65,11 +64,11 @@ def wave(tmp_path):
 
 def test_a_neuron_is_loaded_with_its_hash(wave):
     before = torch.get_rng_state()
-    neuron = neurons.load(f"{wave}:Wave")
+    neuron = custom_neuron.load_neuron(f"{wave}:Wave")
     assert torch.equal(before, torch.get_rng_state())
     assert (neuron.name, neuron.sha256) == ("Wave", hashlib.sha256(wave.read_bytes()).hexdigest())
     assert neuron(12)(torch.ones(3, 12)).shape == (3, 12)
-    assert neurons.load("gelu") is None and neurons.load("dendritic") is None
+    assert custom_neuron.load_neuron("gelu") is None and custom_neuron.load_neuron("dendritic") is None
 
 
 @pytest.mark.parametrize(
@@ -86,23 +85,23 @@ def test_a_neuron_is_loaded_with_its_hash(wave):
 )
 def test_what_is_no_neuron_is_refused_in_a_sentence(wave, name, message):
     with pytest.raises(UserError, match=message):
-        neurons.load(f"{wave}:{name}")
+        custom_neuron.load_neuron(f"{wave}:{name}")
 
 
 def test_files_that_cannot_be_run_are_refused_in_a_sentence(tmp_path):
     (tmp_path / "bad.py").write_text("class Wave(:\n")
     with pytest.raises(UserError, match=r"bad\.py does not run: SyntaxError"):
-        neurons.load(f"{tmp_path / 'bad.py'}:Wave")
+        custom_neuron.load_neuron(f"{tmp_path / 'bad.py'}:Wave")
     with pytest.raises(UserError, match=r"cannot read .*none\.py: No such file"):
-        neurons.load(f"{tmp_path / 'none.py'}:Wave")
+        custom_neuron.load_neuron(f"{tmp_path / 'none.py'}:Wave")
     with pytest.raises(UserError, match=r"'mine\.txt:Wave' names no neuron: write file\.py:ClassName"):
-        neurons.load("mine.txt:Wave")
+        custom_neuron.load_neuron("mine.txt:Wave")
 
 
 def test_own_neurons_start_by_seed_and_name_and_share_the_rest(wave):
     spec = f"{wave}:Wave"
     shape = {"block_size": 8, "vocab_size": 20, "n_layer": 2, "n_head": 1, "n_embd": 8}
-    neuron, gelu = neurons.load(spec), dict(GPT(GPTConfig(**shape), seed=3).named_parameters())
+    neuron, gelu = custom_neuron.load_neuron(spec), dict(GPT(GPTConfig(**shape), seed=3).named_parameters())
     torch.manual_seed(11)
     own = dict(GPT(GPTConfig(**shape, mlp=spec), neuron, seed=3).named_parameters())
     again = dict(GPT(GPTConfig(**shape, mlp=spec), neuron, seed=3).named_parameters())
@@ -115,7 +114,7 @@ def test_own_neurons_start_by_seed_and_name_and_share_the_rest(wave):
 
 def test_a_checkpoint_names_its_neuron_and_never_runs_it(wave, tiny, capsys):
     spec = f"{wave}:Wave"
-    result = train(tiny(mlp=spec, max_blowup=None), neurons.load(spec))
+    result = train(tiny(mlp=spec, max_blowup=None), custom_neuron.load_neuron(spec))
     content = checkpoint.read(checkpoint.find(result.out_dir))
     assert content["model_args"]["mlp"] == spec
     assert content["neuron_sha256"] == hashlib.sha256(wave.read_bytes()).hexdigest()
@@ -130,25 +129,25 @@ def test_a_checkpoint_names_its_neuron_and_never_runs_it(wave, tiny, capsys):
     assert not (wave.parent / "ran").exists()
 
     moved = wave.rename(wave.with_name("moved.py"))
-    model, _ = checkpoint.load_model(result.out_dir, neuron=neurons.load(f"{moved}:Wave"))
+    model, _ = checkpoint.load_model(result.out_dir, neuron=custom_neuron.load_neuron(f"{moved}:Wave"))
     assert model.config.mlp == spec
     sample_bio.main([f"--out_dir={result.out_dir}", f"--neuron={moved}:Wave", "--num_samples=1", "--max_new_tokens=4"])
     with pytest.raises(UserError, match=r"was trained with .*:Wave, not with Other"):
-        checkpoint.load_model(result.out_dir, neuron=neurons.load(f"{moved}:Other"))
+        checkpoint.load_model(result.out_dir, neuron=custom_neuron.load_neuron(f"{moved}:Other"))
     moved.write_text(WAVE + "# edited\n")
     with pytest.raises(UserError, match=r"was trained with .* of SHA-256 \w{12}\.\.\., but the file given has"):
-        checkpoint.load_model(result.out_dir, neuron=neurons.load(f"{moved}:Wave"))
+        checkpoint.load_model(result.out_dir, neuron=custom_neuron.load_neuron(f"{moved}:Wave"))
 
 
 def test_a_resumed_run_needs_the_same_text(wave, tiny):
     spec = f"{wave}:Wave"
-    whole = train(tiny(mlp=spec, max_blowup=None, out_dir=str(wave.parent / "whole")), neurons.load(spec))
-    train(tiny(mlp=spec, max_blowup=None, max_iters=3, lr_decay_iters=6), neurons.load(spec))
-    resumed = train(tiny(mlp=spec, max_blowup=None, init_from="resume"), neurons.load(spec))
+    whole = train(tiny(mlp=spec, max_blowup=None, out_dir=str(wave.parent / "whole")), custom_neuron.load_neuron(spec))
+    train(tiny(mlp=spec, max_blowup=None, max_iters=3, lr_decay_iters=6), custom_neuron.load_neuron(spec))
+    resumed = train(tiny(mlp=spec, max_blowup=None, init_from="resume"), custom_neuron.load_neuron(spec))
     assert resumed.val_loss == whole.val_loss
     wave.write_text(WAVE + "# edited\n")
     with pytest.raises(UserError, match="restore the file as it was"):
-        train(tiny(mlp=spec, max_blowup=None, init_from="resume", max_iters=9), neurons.load(spec))
+        train(tiny(mlp=spec, max_blowup=None, init_from="resume", max_iters=9), custom_neuron.load_neuron(spec))
 
 
 # --- the study's ablations are such files ---
@@ -156,7 +155,7 @@ def test_a_resumed_run_needs_the_same_text(wave, tiny):
 
 def ablation(name):
     torch.manual_seed(0)
-    return neurons.load(f"studies/ablations.py:{name}")(6)
+    return custom_neuron.load_neuron(f"studies/ablations.py:{name}")(6)
 
 
 def test_ablations_take_one_piece_away(monkeypatch, request):

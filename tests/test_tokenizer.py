@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-import tokenizer as module
-from configurator import UserError
-from tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, from_identity, stream
+from wiggle import download
+from wiggle import tokenizer as module
+from wiggle.errors import UserError
+from wiggle.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer, from_identity, stream
 
 STRANGE = "naïve €, 😀 and 中文\n\ttabs \u200b"
 
@@ -146,9 +147,9 @@ def test_damaged_identities_are_refused(identity):
 
 
 def test_tiktoken_is_imported_only_for_gpt2():
-    code = "import sys, tokenizer as t; t.ByteTokenizer().encode('a'); t.CharTokenizer('a'); t.GPT2Tokenizer()"
+    code = "import sys, wiggle.tokenizer as t; t.ByteTokenizer().encode('a'); t.CharTokenizer('a'); t.GPT2Tokenizer()"
     code += "; sys.exit('tiktoken' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=module.__file__.rpartition("tokenizer")[0]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=module.__file__.rpartition("wiggle")[0]).returncode == 0
 
 
 def test_gpt2_without_cache_or_network_says_what_to_do(monkeypatch, tmp_path):
@@ -168,11 +169,11 @@ def test_pip_failure_becomes_one_sentence(monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(UserError, match=r"^pip: .*nothing-here==1") as caught:
-        module.pip_download("nothing-here==1", "0" * 64, "only-binary")
+        download.pip_download("nothing-here==1", "0" * 64, "only-binary")
     assert "\n" not in str(caught.value)
     monkeypatch.setattr(sys, "executable", "no-such-python")
     with pytest.raises(UserError, match=r"^pip: .*no-such-python"):
-        module.pip_download("nothing-here==1", "0" * 64, "only-binary")
+        download.pip_download("nothing-here==1", "0" * 64, "only-binary")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_pip_failures_of_every_shape(monkeypatch, failure, reason):
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(UserError, match=reason):
-        module.pip_download("a==1", "0" * 64, "no-binary")
+        download.pip_download("a==1", "0" * 64, "no-binary")
 
 
 @pytest.mark.slow

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 import train as train_module
-from configurator import UserError
 from train import TrainConfig, train
+from wiggle import checkpoint
+from wiggle.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "config").glob("*.py"))
@@ -264,7 +264,7 @@ def test_dense_gate_at_gpt2s_shape_is_stopped_by_the_alarm(tiny):
         "1.72x" in str(error.value) and "mlp.sparse_gate" in str(error.value) and "--max_blowup=1.8" in str(error.value)
     )
     assert not Path(config.out_dir).exists()
-    from blowup import alarm
+    from wiggle.blowup import alarm
 
     with pytest.raises(UserError, match=r"blow-up: 2.8\dx the GELU control's parameters"):
         alarm(replace(config, **shape).gpt_config(50304), 1.5)

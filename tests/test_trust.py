@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 import sample_bio
 import train as train_module
-from configurator import UserError
 from model_bio import GPT, GPTConfig, model_args
 from sample_bio import SampleConfig, sample
 from tests.test_train import ROOT, flags, losses
 from train import train
+from wiggle import checkpoint
+from wiggle.errors import UserError
 
 
 class Runs:

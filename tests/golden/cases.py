@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import neurons
 from train import TrainConfig, train
+from wiggle import custom_neuron
 
 FOLDER = Path(__file__).parent
 LOSSES = FOLDER / "losses.json"
@@ -57,7 +57,7 @@ def losses_of(case, data_dir, out_dir):
     settings = COMMON | {"data_dir": str(data_dir), "out_dir": str(out_dir)} | CASES[case]
     if case == "two_processes":
         return in_two_processes(settings, out_dir)
-    neuron = neurons.load(settings.get("mlp", "gelu"))
+    neuron = custom_neuron.load_neuron(settings.get("mlp", "gelu"))
     before = []
     if case == "resumed":
         before = train(TrainConfig(**settings | {"max_iters": 10, "lr_decay_iters": 20}), neuron).first_losses

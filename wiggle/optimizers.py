@@ -1,13 +1,47 @@
-"""Muon for the matrices of the blocks, AdamW for the rest, in one optimizer."""
+"""The optimizers: AdamW, Adafactor, and Muon for the matrices of the blocks with AdamW for the rest."""
 
 import math
 from collections import defaultdict
 
 import torch
+from torch import Tensor
+
+from model_bio import GPT
+
+
+def configure_optimizer(
+    model: GPT,
+    weight_decay: float,
+    learning_rate: float,
+    betas: tuple[float, float],
+    device_type: str,
+    optimizer_type: str = "adamw",
+) -> torch.optim.Optimizer:
+    """
+    The optimizer of a model: 'adamw', 'adafactor' or 'muon'.
+
+    Matrices and embeddings are decayed; biases, norms, ω, φ, b, g, o, a and β are not.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    if optimizer_type == "adafactor":  # Shazeer and Stern, 2018: a row and a column for each matrix's two moments
+        return torch.optim.Adafactor(groups, lr=learning_rate)
+    fused = device_type in ("cuda", "cpu", "mps")
+    if optimizer_type == "muon":
+        matrices = [p for p in model.transformer.h.parameters() if p.requires_grad and p.dim() == 2]
+        taken = set(map(id, matrices))
+        groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in taken]
+        return Muon(matrices, groups, learning_rate, betas, weight_decay, fused)
+    if optimizer_type != "adamw":
+        raise ValueError(f"optimizer_type={optimizer_type!r} is unknown: choose one of adamw, adafactor, muon")
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
 
 @torch.no_grad()
-def orthogonalise(g, steps=5):
+def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     """
     Matrices near g whose singular values are all near 1, by a quintic Newton-Schulz iteration (Jordan et al., 2024):
     X <- P X with P = 3.4445 - 4.7750 G + 2.0315 G², G = X Xᵀ.
@@ -38,7 +72,8 @@ def orthogonalise(g, steps=5):
     return (x.mT if tall else x).to(g.dtype)
 
 
-def quadratic(gram):
+def quadratic(gram: Tensor) -> Tensor:
+    """-4.7750·G + 2.0315·G² of each matrix G."""
     return torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
 
 

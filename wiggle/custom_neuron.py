@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from configurator import UserError
 from model_bio import MLPS
+from wiggle.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Neuron:
         return self.build(features)
 
 
-def load(mlp):
+def load_neuron(mlp):
     """'file.py:Name', split at the last colon -> Neuron, tried on a small tensor; a name of model_bio.MLPS -> None."""
     if mlp in MLPS:
         return None

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from checkpoint import atomic_write
+from wiggle.files import atomic_write
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")  # Okabe and Ito
 STYLES = ("-", "--", "-.", ":")

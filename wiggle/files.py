@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from configurator import UserError
+from wiggle.errors import UserError
 
 
 @contextlib.contextmanager
@@ -60,28 +60,9 @@ def write_json(path, content):
         file.write(json.dumps(content, indent=2).encode() + b"\n")
 
 
-class Metrics:
-    """
-    metrics.jsonl: an object a line. `kept` bytes of an existing file stay, the rest is cut off: a resumed run writes
-    again what it had written after its last checkpoint, so no line is missing or doubled.
-    """
-
-    def __init__(self, path, kept=0):
-        self.path = path
-        with writing(path):
-            self.file = open(path, "ab")  # noqa: SIM115 - open as long as the run
-            self.file.truncate(min(kept, self.file.tell()))
-
-    def write(self, line):
-        with writing(self.path):
-            self.file.write(json.dumps(line).encode() + b"\n")
-            self.file.flush()
-
-    def sync(self):
-        """Flush to disk -> the file's length in bytes, for a checkpoint to keep."""
-        with writing(self.path):
-            os.fsync(self.file.fileno())
-        return self.file.seek(0, os.SEEK_END)
-
-    def close(self):
-        self.file.close()
+def read_bytes(path: str | Path) -> bytes:
+    """A file's content. Raises UserError where the system cannot read it."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None

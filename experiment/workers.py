@@ -1,6 +1,5 @@
 """Runs of an experiment: each in a process of its own, and the file that keeps what came of them."""
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -16,52 +15,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import neurons
-from configurator import UserError
-from dataset import Dataset
-from device import peak_memory
-from guard import Diverged
-from train import duration, print_line, train, window_losses
+from train import train
+from wiggle import checkpoint, custom_neuron
+from wiggle.dataset import Dataset
+from wiggle.device import peak_memory
+from wiggle.errors import UserError
+from wiggle.evaluation import window_losses
+from wiggle.guarded_step import Diverged
+from wiggle.run_log import duration, print_line
 
 BLOCK = 4096  # validation tokens in a block; blocks belong to the tuning half and to the reporting half by turns
 FIRST = 20  # steps whose losses tell whether the code still computes what it did, and that are timed
-
-
-class Ledger:
-    """runs.jsonl: one JSON object a line, by kind and key. A line that a crash cut short is passed over."""
-
-    def __init__(self, path):
-        self.path, self.records = Path(path), {}
-        text = self.path.read_bytes() if self.path.exists() else b""
-        for line in text.splitlines():
-            try:
-                record = json.loads(line)
-                self.records[record["kind"], record["key"]] = record
-            except (ValueError, TypeError, KeyError):
-                print(f"warning   a damaged line of {self.path} is passed over: {line[:40]!r}")
-        if text and not text.endswith(b"\n"):
-            self._append(b"\n")
-
-    def get(self, kind, key):
-        return self.records.get((kind, key))
-
-    def finished(self, run):
-        """The record of a run that is done, or None. Keys that came later are at their defaults: see arms.key_of."""
-        record = self.get(run.stage, run.key)
-        alike = record and all(record["settings"].get(key, value) == value for key, value in run.settings.items())
-        return record if alike else None
-
-    def add(self, kind, key, **content):
-        record = self.records[kind, key] = {"kind": kind, "key": key, **content}
-        self._append(json.dumps(record).encode() + b"\n")
-
-    def _append(self, line):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 class Progress:
@@ -108,7 +72,7 @@ def one_run(config, stage, keep):
 def train_and_judge(config, stage, keep):
     device = torch.device(config.device)
     before = 0.0 if device.type == "cuda" else peak_memory(device)  # a fresh process's own
-    neuron = neurons.load(config.mlp)
+    neuron = custom_neuron.load_neuron(config.mlp)
     result = train(config, neuron)
     if result.interrupted:
         raise UserError(f"stopped by {result.interrupted}")
@@ -156,7 +120,7 @@ def bursts(configs, rounds):
             config = replace(config, **cut, max_blowup=None, log_interval=5, eval_interval=short, eval_iters=1)
             shutil.rmtree(config.out_dir, ignore_errors=True)
             try:
-                result = train(config, neurons.load(config.mlp))
+                result = train(config, custom_neuron.load_neuron(config.mlp))
             except Exception:
                 traceback.print_exc()
                 continue

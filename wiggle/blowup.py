@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import torch
 
-from configurator import UserError
-from device import autocast, drain
 from model_bio import GPT, Block
+from wiggle.device import autocast, drain
+from wiggle.errors import UserError
 
 CPU = torch.device("cpu")
 

@@ -1,13 +1,10 @@
 """What ends a run early and loses nothing: a signal, or numbers that are not finite."""
 
 import math
-import signal
-import threading
 
 import torch
 
-from configurator import UserError
-from device import mean_over_processes
+from wiggle.errors import UserError
 
 
 class Diverged(UserError):
@@ -81,36 +78,3 @@ class GuardedOptimizer:
         if state["scaler"]:  # empty where the run was not in float16
             self.scaler.load_state_dict(state["scaler"])
         self.skipped = self.skipped.new_tensor(state["skipped"]).reshape(2)
-
-
-class StopSignal:
-    """Turns the first SIGINT, SIGTERM or SIGHUP into a wish to stop after the step; a second one leaves at once."""
-
-    def __enter__(self):
-        self.name, self.before = None, {}
-        if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-                number = getattr(signal, name, None)  # Windows has no SIGHUP
-                if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-                    self.before[number] = signal.signal(number, self.note)
-        return self
-
-    def note(self, number, frame):
-        if self.name:
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-
-    def agreed(self, world, now):
-        """Whether to stop. Several processes must stop at the same step, so they ask each other, at logged steps."""
-        if world == 1:
-            return self.name is not None
-        if not now:
-            return False
-        if mean_over_processes(torch.tensor(float(self.name is not None))).item() > 0:
-            self.name = self.name or "another process"
-            return True
-        return False
-
-    def __exit__(self, *error):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -1,8 +1,6 @@
 """Checkpoints: written whole and sealed, checked when read, and opened whoever wrote them. Nothing in them is run."""
 
-import contextlib
 import hashlib
-import json
 import math
 import os
 import pickle
@@ -13,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from configurator import UserError
-from dataset import read_meta
-from durable import atomic_write, writing
 from model_bio import GPT, GPTConfig
-from tokenizer import GPT2Tokenizer, from_identity
+from wiggle.dataset import read_meta
+from wiggle.errors import UserError, plausible
+from wiggle.files import atomic_write, writing
+from wiggle.huggingface import is_pretrained, load_pretrained
+from wiggle.tokenizer import GPT2Tokenizer, from_identity
 
 # Our checkpoints end with this and a SHA-256 in hexadecimal: the ZIP archive's comment, behind its length.
 # The archive's own checksums leave out headers and padding, half of a tiny file.
@@ -175,18 +174,6 @@ def check_neuron(content, neuron, path):
         raise UserError(f"{path} was trained with {mlp}, not with {neuron.name}")
 
 
-@contextlib.contextmanager
-def plausible(path):
-    """Make one sentence of whatever goes wrong with a file that is whole, but not what it should be."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # wrong values raise almost anything
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path} does not fit a model here: {reason or type(error).__name__}") from None
-
-
 def build(path, content, neuron=None, **overrides):
     """A checkpoint's content -> (model with its weights, origin); the arguments are load_model's."""
     with plausible(path):
@@ -229,31 +216,8 @@ def load_model(path, device="cpu", neuron=None, **overrides):
             meta = {"config": dict(content.get("config", {})), "tokenizer": content.get("tokenizer")}
         meta |= {"path": path, "origin": origin, "iter_num": numbers[0], "best_val_loss": numbers[1]}
     if meta["tokenizer"]:
-        model.sampled_vocab = min(model.sampled_vocab, from_identity(meta["tokenizer"]).vocab_size)
+        model.limit_sampling(from_identity(meta["tokenizer"]).vocab_size)
     return model.to(device).eval(), meta
-
-
-def is_pretrained(path):
-    """Whether a path is a folder in Hugging Face's layout, or no path but a name there, such as gpt2-medium."""
-    return any(Path(path).glob("model.safetensors*")) or (str(path).startswith("gpt2") and not Path(path).exists())
-
-
-def load_pretrained(path, overrides):
-    """GPT-2's weights by name or in a folder -> (model, meta), as in load_model."""
-    meta = {"path": path, "origin": "GPT-2", "config": {}, "iter_num": 0, "best_val_loss": math.nan}
-    with plausible(path):
-        config = {}
-        if Path(path).is_dir():
-            config = json.loads(Path(path, "config.json").read_text(encoding="utf-8"))
-        for key, value in {"model_type": "gpt2", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True}.items():
-            if config.get(key, value) != value:
-                raise ValueError(f"its config.json says {key}={config[key]!r}, only {value!r} is known here")
-        try:
-            model = GPT.from_pretrained(str(path), overrides)
-        except ImportError:
-            raise UserError(f"{path} needs a library: pip install transformers") from None
-        gpt2 = {"kind": "gpt2"} if model.config.vocab_size >= GPT2Tokenizer.vocab_size else None
-        return model, meta | {"tokenizer": config.get("wigglegpt_tokenizer", gpt2)}
 
 
 def find_tokenizer(model, meta, data_dir):

@@ -10,7 +10,6 @@ A config file is plain Python assignments. It is executed, so run only files tha
 import ast
 import dataclasses
 import difflib
-import functools
 import inspect
 import os
 import re
@@ -20,39 +19,21 @@ import types
 import typing
 from pathlib import Path
 
-
-class UserError(Exception):
-    """A mistake that the user can mend. Scripts print its one sentence and exit with code 1."""
+from wiggle.errors import UserError
 
 
-def script(main):
-    """Decorate a script's main(): a UserError becomes one line on stderr and exit code 1; bugs keep their traceback."""
-
-    @functools.wraps(main)
-    def wrapped(*args):
-        try:
-            return main(*args)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
-
-    return wrapped
-
-
-def load(cls, argv, positional=None, preset=()):
+def read_settings(cls, argv, description="", positional=None, preset=()):
     """
     Build the dataclass `cls` from command-line arguments.
 
+    description: what --help prints above the keys.
     argv: list of str, each a config file, `--key=value`, `--key value`, or a bare `--key` for a bool.
     positional: the field that bare words fill; None means that they are config files.
     preset: values by key that a config file finds set already, and may change.
     Files come first and flags last, each in the order given. Raises UserError for whatever is wrong with them.
     """
     if {"-h", "--help"} & set(argv):
-        print(help_text(cls))
+        print(help_text(cls, description))
         sys.exit(0)
     kinds = typing.get_type_hints(cls)
     words, flags = _split(argv, kinds)
@@ -73,10 +54,10 @@ def load(cls, argv, positional=None, preset=()):
         raise UserError(_shown(error, str)) from None
 
 
-def help_text(cls):
-    """Every key of `cls` with its default and the comment behind it, below the script's own description."""
+def help_text(cls, description=""):
+    """Every key of `cls` with its default and the comment behind it, below the description."""
     lines = [
-        inspect.getdoc(sys.modules[cls.__module__]) or "",
+        inspect.cleandoc(description),
         "",
         "keys (--key=value, or key = value in a config file):",
     ]
@@ -151,10 +132,9 @@ def _read_file(cls, kinds, path, values):
 
 
 def _assign(cls, values, key, value):
-    """Set values[key]; a historic spelling is resolved on the spot, so that the last assignment wins."""
-    if value is not None and key in getattr(cls, "HISTORIC", {}):
-        key, resolve = cls.HISTORIC[key]
-        value = resolve[value]
+    """Set values[key]; a historic spelling becomes today's on the spot, so that the last assignment wins."""
+    if hasattr(cls, "modern"):
+        key, value = cls.modern(key, value)
     values[key] = value
 
 

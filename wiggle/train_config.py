@@ -1,0 +1,129 @@
+"""The settings of a training run: each key with its type, its default and the reason for it, in one place."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from model_bio import GPTConfig
+
+
+@dataclass
+class TrainConfig(GPTConfig):
+    """nanoGPT's keys with nanoGPT's defaults, and this project's. Raises ValueError for contradictory settings."""
+
+    # run
+    out_dir: str = "out"  # checkpoints, metrics.jsonl and config.json go here
+    init_from: str = "scratch"  # scratch, resume, gpt2 / gpt2-medium / ..., or the path of a checkpoint to start from
+    eval_only: bool = False  # evaluate once, write nothing, leave
+    eval_interval: int = 2000  # steps between evaluations, after which checkpoints are written
+    eval_iters: int = 200  # batches of an evaluation, spread evenly over the split; 0 = all of it
+    log_interval: int = 1  # steps between logged lines
+    always_save_checkpoint: bool = True  # False: write ckpt.pt only when the validation loss improves
+    final_sample: int = 0  # tokens to sample and print when training ends
+    seed: int = 1337  # of the initial weights, the order of the data and dropout
+
+    # wandb (WANDB_MODE=offline keeps it on this machine)
+    wandb_log: bool = False  # log to Weights & Biases too
+    wandb_project: str = "wigglegpt"  # project there
+    wandb_run_name: str = "run"  # name there
+
+    # data
+    dataset: str = "openwebtext"  # folder under data_dir, made by prepare_data.py
+    data_dir: str = "data"  # where datasets lie
+    batch_size: int | Literal["auto"] = 12  # sequences a micro-batch; auto: as many as a CUDA card is measured to hold
+    gradient_accumulation_steps: int | None = None  # micro-batches a step over all processes; None = 40, nanoGPT's
+    tokens_per_step: int | None = None  # instead of gradient_accumulation_steps, which then follows from it
+
+    # model, where the default is not GPTConfig's
+    vocab_size: int | None = None  # None = the dataset's own, 50304 for GPT-2's BPE
+    bias: bool = False  # biases in Linear and LayerNorm; False is a bit better and faster
+    max_blowup: float | None = 1.5  # stop where parameters or FLOPs pass this many times the GELU's; None = do not look
+
+    # optimizer
+    optimizer_type: Literal["adamw", "adafactor", "muon"] = "adamw"  # the last two keep fewer moments: less memory
+    learning_rate: float = 6e-4  # the highest
+    max_iters: int = 600000  # steps
+    weight_decay: float = 1e-1  # of matrices and embeddings
+    beta1: float = 0.9  # AdamW's
+    beta2: float = 0.95  # AdamW's; nearer to 1 where a step holds few tokens
+    grad_clip: float = 1.0  # clip the gradient's norm here; 0 = never
+    max_skipped: int = 10  # stop after so many steps in a row whose loss or gradient is not finite; none is taken
+
+    # learning rate
+    lr_schedule: Literal["cosine", "wsd", "constant"] = "cosine"  # wsd: warm-up, stable, linear decay at the end
+    decay_lr: bool = True  # nanoGPT's spelling: False = constant
+    warmup_iters: int = 2000  # steps of linear warm-up, for all schedules
+    lr_decay_iters: int | None = None  # step at which min_lr is reached; None = max_iters
+    min_lr: float | None = None  # the lowest; None = learning_rate / 10 (Hoffmann et al., 2022)
+    decay_fraction: float = 0.2  # share of lr_decay_iters that wsd decays over
+
+    # machine
+    device: str = "auto"  # auto (cuda > mps > cpu), cpu, cuda, cuda:1, mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the card has it
+    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on a GPU with a working Triton
+    backend: str = "auto"  # of torch.distributed; auto: nccl on cuda, else gloo
+
+    def __post_init__(self):
+        super().__post_init__()  # checks the model's keys, and resolves historic spellings
+        positive = ("eval_interval", "log_interval", "batch_size", "gradient_accumulation_steps", "tokens_per_step")
+        positive += ("max_iters", "lr_decay_iters", "learning_rate", "max_blowup", "max_skipped")
+        for key in positive:
+            if getattr(self, key) not in (None, "auto") and not 0 < getattr(self, key) < math.inf:
+                raise ValueError(f"{key}={getattr(self, key)} must be above 0")
+        for key in ("eval_iters", "final_sample", "warmup_iters", "weight_decay", "grad_clip", "min_lr", "seed"):
+            if getattr(self, key) is not None and not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"{key}={getattr(self, key)} must be at least 0")
+        for key in ("beta1", "beta2", "decay_fraction"):
+            if not 0 <= getattr(self, key) <= (1 if key == "decay_fraction" else 0.999999):
+                raise ValueError(f"{key}={getattr(self, key)} must lie in 0..1")
+        if not self.decay_lr and self.lr_schedule == "wsd":
+            raise ValueError("decay_lr=False contradicts lr_schedule='wsd': give one of the two")
+        given, auto = self.gradient_accumulation_steps, self.batch_size == "auto"
+        if auto and (self.tokens_per_step is None or given is not None):
+            raise ValueError("batch_size='auto' needs tokens_per_step, and no gradient_accumulation_steps beside it")
+        size = 1 if auto else self.batch_size
+        micro_batch = size * self.block_size
+        if self.tokens_per_step is not None and self.tokens_per_step % micro_batch:
+            raise ValueError(
+                f"tokens_per_step={self.tokens_per_step} is no multiple of batch_size x block_size = "
+                f"{size} x {self.block_size} = {micro_batch}"
+            )
+        if given is not None and self.tokens_per_step not in (None, given * micro_batch):
+            raise ValueError(
+                f"gradient_accumulation_steps={given} makes {given * micro_batch} tokens a step, which contradicts "
+                f"tokens_per_step={self.tokens_per_step}: give one of the two"
+            )
+
+    def gpt_config(self, vocab_size):
+        fields = {key: getattr(self, key) for key in GPTConfig.__dataclass_fields__}
+        return GPTConfig(**fields | {"vocab_size": vocab_size})
+
+    @property
+    def micro_batches(self):
+        """Micro-batches a step, over all processes: of one sequence each where batch_size is 'auto' still."""
+        if self.tokens_per_step is not None:
+            return self.sequences_per_step // (1 if self.batch_size == "auto" else self.batch_size)
+        return 40 if self.gradient_accumulation_steps is None else self.gradient_accumulation_steps
+
+    @property
+    def sequences_per_step(self):
+        if self.tokens_per_step is not None:
+            return self.tokens_per_step // self.block_size
+        return self.micro_batches * self.batch_size
+
+    def learning_rate_at(self, step):
+        """Learning rate of step number `step`, the first being 0."""
+        last = self.lr_decay_iters or self.max_iters
+        low = self.learning_rate / 10 if self.min_lr is None else self.min_lr
+        if step < self.warmup_iters:
+            return self.learning_rate * (step + 1) / (self.warmup_iters + 1)
+        if self.lr_schedule == "constant" or not self.decay_lr:
+            return self.learning_rate
+        if step >= last:
+            return low
+        if self.lr_schedule == "wsd":
+            length = max(1, min(round(self.decay_fraction * last), last - self.warmup_iters))
+            share = min(1.0, (last - step) / length)  # 1 until the decay begins
+        else:
+            share = 0.5 * (1 + math.cos(math.pi * (step - self.warmup_iters) / (last - self.warmup_iters)))
+        return low + share * (self.learning_rate - low)
