@@ -83,6 +83,7 @@ class GPTConfig:
     n_head: int = 12  # attention heads a block, must divide n_embd
     n_embd: int = 768  # width
     dropout: float = 0.0  # 0 is good for pretraining, for finetuning try 0.1
+    c_fc_std: float | Literal["unit"] | None = None  # std of c_fc at the start; None = 0.02, unit = 1/sqrt(n_embd)
     bias: bool = True  # in Linear and LayerNorm, as GPT-2 has them; False is a bit better and faster
     mlp: str = "gelu"  # gelu, gelu_tanh, relu, relu2, silu, swiglu, snake, gcu, bio, dendritic, your own: file.py:Name
     bio_gate: Literal["none", "feature", "dense"] = "feature"  # event gate of mlp=bio; dense is history's, and blows up
@@ -133,10 +134,19 @@ class GPTConfig:
             raise ValueError(f"{given}: at least 2 branches compete, with a sharpness above 0")
         if self.mlp not in MLPS and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", self.mlp):
             raise ValueError(f"mlp={self.mlp!r} is unknown: choose one of {', '.join(MLPS)}, or file.py:ClassName")
+        if isinstance(self.c_fc_std, float) and not 0 < self.c_fc_std < math.inf:
+            raise ValueError(f"c_fc_std={self.c_fc_std} must be above 0")
         for key in ("bio_gate", "dendritic_beta", "position"):
             known = get_args(GPTConfig.__annotations__[key])
             if getattr(self, key) not in known:
                 raise ValueError(f"{key}={getattr(self, key)!r} is unknown: choose one of {', '.join(known)}")
+
+
+    def initial_c_fc_std(self):
+        """The standard deviation of c_fc's initial weights, whichever way c_fc_std says it."""
+        if self.c_fc_std == "unit":
+            return 1 / math.sqrt(self.n_embd)
+        return 0.02 if self.c_fc_std is None else self.c_fc_std
 
 
 class OscillatingNeuron(nn.Module):
@@ -177,7 +187,8 @@ class SparseEventGate(nn.Module):
             self.gate = Linear(features, features, bias=bias)
             self.transform = Linear(features, features, bias=bias)
         else:
-            onset = math.sin(1.44 * input_std) * math.tanh(1.44 * input_std)
+            edge = min(1.44 * input_std, 1.6)  # near 1.6 the oscillation is at its first maximum
+            onset = math.sin(edge) * math.tanh(edge)
             inside = min(max(threshold, 0.01), 0.99)
             self.gain = nn.Parameter(torch.full((features,), 1 / onset))
             self.offset = nn.Parameter(torch.full((features,), math.log(inside / (1 - inside)) - 1))
@@ -208,7 +219,7 @@ class BioMLP(nn.Module):
                 config.bio_threshold,
                 dense=config.bio_gate == "dense",
                 bias=config.bias,
-                input_std=0.02 * math.sqrt(config.n_embd),  # c_fc's std on a normalised input
+                input_std=config.initial_c_fc_std() * math.sqrt(config.n_embd),  # of c_fc's output on a normalised x
             )
         self.c_proj = Linear(hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
@@ -412,6 +423,8 @@ class GPT(nn.Module):
                 continue
             last = name.rsplit(".", 1)[-1]
             mean, std = {"omega": (1.0, 0.1), "phi": (0.0, 0.1)}.get(last, (0.0, 0.02))
+            if name.endswith("mlp.c_fc.weight"):
+                std = self.config.initial_c_fc_std()
             if name.endswith("c_proj.weight"):
                 std /= math.sqrt(2 * self.config.n_layer)
             if parameter.dim() > 1 or last in ("omega", "phi"):

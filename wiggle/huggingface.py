@@ -88,7 +88,8 @@ def check_exportable(config: GPTConfig) -> None:
         known = " and ".join(ACTIVATION_FUNCTION_OF)
         raise UserError(f"mlp={config.mlp} cannot be exported: GPT-2's format knows {known}")
     for key, value in model_args(config).items():
-        idle = key == "gradient_checkpointing" or key.startswith(("bio_", "dendritic_"))  # of training, of other MLPs
+        # How a model was begun and trained is nothing that its folder must say, nor are other MLPs' keys.
+        idle = key in ("gradient_checkpointing", "c_fc_std") or key.startswith(("bio_", "dendritic_"))
         if key not in EXPRESSED and not idle and value != GPTConfig.__dataclass_fields__[key].default:
             raise UserError(f"{key}={value!r} cannot be exported: GPT-2's format has no place for it")
 
