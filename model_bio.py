@@ -141,7 +141,6 @@ class GPTConfig:
             if getattr(self, key) not in known:
                 raise ValueError(f"{key}={getattr(self, key)!r} is unknown: choose one of {', '.join(known)}")
 
-
     def initial_c_fc_std(self):
         """The standard deviation of c_fc's initial weights, whichever way c_fc_std says it."""
         if self.c_fc_std == "unit":
