@@ -40,6 +40,12 @@ class Pointwise(nn.Module):
         return self.function(x)
 
 
+def golu(x):
+    """x·exp(-exp(-x)), the Gompertz linear unit (Das et al., 2025); x: any shape -> same shape."""
+    # exp(-exp(20)) is 0 in float32: the clamp changes no value, and keeps inf·0 out of the gradient.
+    return x * torch.exp(-torch.exp(-x.clamp(min=-20)))
+
+
 class Snake(nn.Module):
     """y = x + sin²(a·x)/a, in float32, with a of each feature learnable, 1 at the start (Ziyin et al., 2020)."""
 
@@ -62,6 +68,8 @@ ACTIVATIONS = {
     "swiglu": lambda features: Pointwise(lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]),  # Shazeer, 2020
     "snake": Snake,
     "gcu": lambda features: Pointwise(lambda x: x * torch.cos(x)),  # the growing cosine unit, Noel et al., 2021
+    "golu": lambda features: Pointwise(golu),  # Das et al., 2025
+    "sintanh": lambda features: Pointwise(lambda x: torch.sin(x) * torch.tanh(x)),  # the oscillation, nothing learned
 }
 LARGE_LOGITS = 2**25  # numbers in a batch's logits from which training takes its loss in chunks: 128 MiB in float32
 MLPS = (*ACTIVATIONS, "bio", "dendritic")
@@ -85,7 +93,9 @@ class GPTConfig:
     dropout: float = 0.0  # 0 is good for pretraining, for finetuning try 0.1
     c_fc_std: float | Literal["unit"] | None = None  # std of c_fc at the start; None = 0.02, unit = 1/sqrt(n_embd)
     bias: bool = True  # in Linear and LayerNorm, as GPT-2 has them; False is a bit better and faster
-    mlp: str = "gelu"  # gelu, gelu_tanh, relu, relu2, silu, swiglu, snake, gcu, bio, dendritic, your own: file.py:Name
+    mlp: str = (
+        "gelu"  # gelu, gelu_tanh, relu, relu2, silu, swiglu, snake, gcu, golu, sintanh, bio, dendritic, file.py:Name
+    )
     bio_gate: Literal["none", "feature", "dense"] = "feature"  # event gate of mlp=bio; dense is history's, and blows up
     bio_threshold: float = 0.25  # voltage above which a feature counts as firing
     dendritic_branches: int = 2  # K of mlp=dendritic: branches that compete in a unit
