@@ -93,10 +93,9 @@ def test_threads_that_come_and_go_never_share_the_folder(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_that_outlives_its_parent_does_not_hold_the_lock(tmp_path):
-    code = HOLD.replace("    print", "    import os; child = os.fork() or time.sleep(60); print(child)\n    print")
+    code = HOLD.replace('print("held"', "import os; os.fork() or print(os.getpid()")
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as process:
         child = int(process.stdout.readline())
-        process.stdout.readline()
         process.kill()
         process.wait()
         try:
