@@ -7,6 +7,7 @@ Train a GPT, oscillating or not.
     torchrun --nproc_per_node=4 train.py config/config_gpt2_bio_3070.py
 """
 
+import contextlib
 import math
 import signal
 import sys
@@ -39,8 +40,9 @@ from wiggle.distributed import (
 from wiggle.errors import UserError
 from wiggle.evaluation import evaluate
 from wiggle.files import write_json
-from wiggle.guarded_step import GuardedOptimizer
+from wiggle.guarded_step import Diverged, GuardedOptimizer
 from wiggle.huggingface import is_pretrained
+from wiggle.lock import folder_lock
 from wiggle.optimizers import configure_optimizer
 from wiggle.run_log import Metrics, RunLog, duration, print_line, start_wandb
 from wiggle.stop_signal import StopSignal
@@ -71,20 +73,26 @@ def train(config: TrainConfig, neuron: Neuron | Callable[[int], nn.Module] | Non
     """
     Train as the TrainConfig says. May be called many times in one process.
 
+    While it runs, out_dir is locked: a second run in the same folder is refused.
+
     neuron: for mlp='file.py:Name', what custom_neuron.load_neuron makes of it, or a class. Raises UserError for what
     can be mended.
     """
-    setup = run = prepare(config, neuron)
-    try:
-        run = build(setup)
-        interrupted = loop(run)
-        return finish(run, interrupted)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        settings = setup.config if run is setup else run.resolved
-        advice = out_of_memory_advice(settings, setup.model, setup.machine.device, setup.machine.dtype)
-    raise UserError(advice)  # outside the except clause, whose error would keep the failed step's tensors alive
+    writes = processes().first and not config.eval_only
+    with folder_lock(Path(config.out_dir), "a training run") if writes else contextlib.nullcontext():
+        setup = run = prepare(config, neuron)
+        try:
+            run = build(setup)
+            interrupted = loop(run)
+            return finish(run, interrupted)
+        except Diverged as error:
+            raise Diverged(f"{error}; {advice_after_divergence(run)}") from None
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            settings = setup.config if run is setup else run.resolved
+            advice = out_of_memory_advice(settings, setup.model, setup.machine.device, setup.machine.dtype)
+        raise UserError(advice)  # outside the except clause, whose error would keep the failed step's tensors alive
 
 
 # --- prepare: on the CPU, all that can be found wrong before anything is written ---
@@ -231,6 +239,7 @@ class Run(Setup):
     step: int = 0  # steps taken
     seconds: float = 0.0  # of training proper
     best: float = math.inf  # the lowest validation loss so far
+    saved_step: int = 0  # steps that the weights in ckpt.pt have taken
     evaluated: dict | None = None  # the last evaluation
     first_losses: list = field(default_factory=list)  # of steps 1 to 20, on the device
     timed_steps: int = 0  # steps whose time counts for the mean speed
@@ -260,8 +269,8 @@ def build(setup: Setup) -> Run:
     if resumed:
         with errors.plausible(setup.source):
             guarded.load_state_dict(resumed)
-        best = checkpoint.best_val_loss(config.out_dir)
-        done = {"step": resumed["iter_num"], "seconds": resumed["seconds"], "best": best}
+        steps = resumed["iter_num"]
+        done = {"step": steps, "saved_step": steps, "seconds": resumed["seconds"], "best": best_so_far(setup)}
     trained = torch.compile(model) if machine.compiled else model
     if setup.processes.world > 1:
         cards = [machine.device.index] if machine.device.type == "cuda" else None
@@ -273,9 +282,30 @@ def build(setup: Setup) -> Run:
     return run
 
 
+def best_so_far(setup):
+    """The validation loss of a resumed run's best.pt, measured again where it was measured on other windows."""
+    path = Path(setup.config.out_dir, "best.pt")
+    try:
+        content = checkpoint.read(path)
+        loss, windows = float(content["best_val_loss"]), content.get("eval_windows")
+    except (UserError, KeyError, TypeError):  # no whole best.pt: the next evaluation is the best
+        return math.inf
+    if windows == len(setup.data.fixed_windows("val", windows_of(setup.config))):
+        return loss
+    device, dtype = setup.machine.device, setup.machine.dtype
+    model, _ = checkpoint.build(path, content, setup.neuron)
+    again, _ = evaluate(model.to(device), setup.data, "val", windows_of(setup.config), device, dtype)
+    setup.say(f"best      {path}, {loss:.4f} on other windows, is at {again:.4f} on this run's")
+    return again
+
+
 def open_files(run):
     """Put what an earlier run left in out_dir in order, write config.json, and open the logs -> RunLog."""
-    out_dir, machine = Path(run.config.out_dir), run.machine
+    out_dir, machine, c = Path(run.config.out_dir), run.machine, run.config
+    wandb = None
+    if c.wandb_log:  # first: without a key it ends the run, and then nothing is touched
+        same = (run.resumed or {}).get("wandb_id")
+        wandb = start_wandb(c.wandb_project, c.wandb_run_name, asdict(run.resolved), c.out_dir, same)
     if run.resumed:
         checkpoint.tidy(out_dir, run.source, run.say)
     else:
@@ -284,10 +314,7 @@ def open_files(run):
     found |= {"device": str(machine.device), "dtype": str(machine.dtype).removeprefix("torch.")}
     write_json(out_dir / "config.json", asdict(run.resolved) | found | {"compile": machine.compiled})
     metrics = Metrics(out_dir / "metrics.jsonl", run.resumed["metrics_bytes"] if run.resumed else 0)
-    if not run.config.wandb_log:
-        return RunLog(metrics)
-    c = run.config
-    return RunLog(metrics, start_wandb(c.wandb_project, c.wandb_run_name, asdict(run.resolved), c.out_dir))
+    return RunLog(metrics, wandb)
 
 
 # --- the loop ---
@@ -300,12 +327,16 @@ def loop(run: Run) -> str | None:
         return None
     hidden = not (run.processes.first and sys.stderr.isatty())
     bar = tqdm(total=config.max_iters, initial=run.step, unit="step", leave=False, disable=hidden)
-    with StopSignal() as stop, bar:
+    with StopSignal(run.processes.first) as stop, bar:
         first = timed_from = run.step
         clock = time.perf_counter()
         while run.step < config.max_iters:
             lr = config.learning_rate_at(run.step)
-            loss, norm = train_step(run.trained, run.guarded, run.data, config, run.step, lr, device, dtype)
+            taken = train_step(run.trained, run.guarded, run.data, config, run.step, lr, device, dtype, stop.agreed)
+            if taken is None:
+                save_and_say(run, stop.name)
+                return stop.name
+            loss, norm = taken
             run.step += 1
             bar.update()
             if run.step <= 20:
@@ -314,7 +345,6 @@ def loop(run: Run) -> str | None:
             last = run.step == config.max_iters
             evaluating = last or run.step % config.eval_interval == 0
             logging = evaluating or run.step % config.log_interval == 0
-            saved = False
             if logging:  # nothing but this and an evaluation waits for the device
                 figures = step_figures(run, loss, norm)
                 spent, steps = time.perf_counter() - clock, run.step - timed_from
@@ -323,25 +353,27 @@ def loop(run: Run) -> str | None:
                     run.timed_steps, run.timed_seconds = run.timed_steps + steps, run.timed_seconds + spent
                 log_step(run, lr, figures, spent / steps)
             if evaluating:
-                saved = evaluate_and_save(run, lr)
+                evaluate_and_save(run, lr)
             if logging:
                 clock, timed_from = time.perf_counter(), run.step
-            if stop.agreed(logging) and not last:
-                if run.writes and not saved:
-                    save(run, best_too=False)
-                run.say(f"stopped   by {stop.name} after step {run.step}, saved: --init_from=resume goes on from here")
-                return stop.name
     return None
 
 
-def train_step(model, guarded, data, config, step, lr, device, dtype):
-    """One step, without waiting for the device -> (mean loss of all its micro-batches, gradient norm)."""
+def train_step(model, guarded, data, config, step, lr, device, dtype, stopping=lambda: False):
+    """
+    One step, without waiting for the device -> (mean loss of all its micro-batches, gradient norm).
+
+    stopping: asked before each micro-batch; where it says True the step is given up, as if it had never begun -> None.
+    """
     rank, world = rank_and_world()
     micro_batches = config.micro_batches // world  # of this process
     for group in guarded.optimizer.param_groups:
         group["lr"] = lr
     loss_sum = torch.zeros((), device=device)
     for micro in range(micro_batches):
+        if stopping():
+            guarded.optimizer.zero_grad(set_to_none=True)
+            return None
         number = rank * micro_batches + micro  # of this micro-batch within the step
         x, y = data.batch(step * config.sequences_per_step + number * config.batch_size, config.batch_size)
         x, y = send(x, device), send(y, device)  # (B, T) each
@@ -393,35 +425,74 @@ def progress(run, lr):
     return {"step": run.step, "tokens": tokens, "lr": lr, "seconds": round(run.seconds, 3)}
 
 
+def windows_of(config):
+    """Windows that an evaluation reads, whatever the batch size: what is measured must not depend on the layout."""
+    return 12 * config.eval_iters
+
+
 def evaluate_splits(run):
     """The losses on both splits -> {val_loss, val_stderr, train_loss}."""
-    # Where the card chose the batch size, the number of windows must not depend on its choice.
-    batch = TrainConfig.batch_size if run.config.batch_size == "auto" else run.config.batch_size
-    count, where = run.config.eval_iters * batch, (run.machine.device, run.machine.dtype)
+    count, where = windows_of(run.config), (run.machine.device, run.machine.dtype)
     val_loss, val_stderr = evaluate(run.model, run.data, "val", count, *where)
     train_loss, _ = evaluate(run.model, run.data, "train", count or len(run.data.fixed_windows("val", 0)), *where)
     return {"val_loss": val_loss, "val_stderr": val_stderr, "train_loss": train_loss}
 
 
 def evaluate_and_save(run, lr):
-    """Evaluate, record and print it, and write the checkpoints that are due -> whether ckpt.pt was."""
+    """Evaluate, record and print it, and write the checkpoints that are due."""
     run.evaluated = found = evaluate_splits(run)
     better = found["val_loss"] <= run.best  # equal: a run that was killed after best.pt, before ckpt.pt
     run.best = min(run.best, found["val_loss"])
     run.log.record(progress(run, lr) | found)
     line = losses_line(found)
-    saving = run.writes and (better or run.config.always_save_checkpoint)
-    if saving:
+    if ruin := why_not_to_save(run):
+        line += f"  not saved: {ruin}"
+    elif run.writes and (better or run.config.always_save_checkpoint):
         save(run, best_too=better)
         saved = Path(run.config.out_dir, "best.pt" if better else "ckpt.pt")
         line += f"{'  (best)' if better else ''}  saved {saved}"
     run.say(f"{run.step:>7}/{run.config.max_iters} {line}")
-    return saving
+
+
+def why_not_to_save(run):
+    """What is wrong with weights that must not replace those in ckpt.pt, or None."""
+    if run.evaluated and not math.isfinite(run.evaluated["val_loss"]):
+        return "the validation loss is not finite"
+    if run.guarded.skipped[1] > 0:
+        return "steps are being skipped"
+    if not all(weight.isfinite().all() for weight in run.model.parameters()):
+        return "weights are not finite"
+    return None
+
+
+def save_and_say(run, signal_name):
+    """Save the weights of the last whole step, unless they are saved or ruined, and print how to go on."""
+    ruin = why_not_to_save(run)
+    if run.writes and run.saved_step != run.step and not ruin:
+        save(run, best_too=False)
+    step = f"after step {run.step}"
+    if ruin:
+        run.say(f"stopped   by {signal_name} {step}, not saved: {ruin}; {advice_after_divergence(run)}")
+    else:
+        run.say(f"stopped   by {signal_name} {step}, saved: --init_from=resume goes on from here")
+
+
+def advice_after_divergence(run):
+    """Which file of the run is good, and how to go on from it."""
+    out_dir = Path(run.config.out_dir)
+    best, last = out_dir / "best.pt", out_dir / "ckpt.pt"
+    if run.config.eval_only or not last.exists():
+        return "nothing was saved: start anew with a lower learning_rate"
+    resume = f"{last} holds step {run.saved_step}: resume it with a lower learning_rate"
+    if not best.exists():
+        return resume
+    return f"{resume}, or start from the best weights with --init_from={best} and another --out_dir"
 
 
 def losses_line(found):
     """An evaluation, as it is printed."""
-    return f"val {found['val_loss']:.4f} +- {found['val_stderr']:.4f}  train {found['train_loss']:.4f}"
+    spread = "" if math.isnan(found["val_stderr"]) else f" +- {found['val_stderr']:.4f}"
+    return f"val {found['val_loss']:.4f}{spread}  train {found['train_loss']:.4f}"
 
 
 def save(run, best_too):
@@ -434,12 +505,15 @@ def save(run, best_too):
         "config": asdict(run.config),  # with batch_size='auto' as it was asked: another card measures anew
         "iter_num": run.step,
         "best_val_loss": run.best,
+        "eval_windows": len(run.data.fixed_windows("val", windows_of(run.config))),
         "neuron_sha256": getattr(run.neuron, "sha256", None),
     }
     if best_too:
         checkpoint.save(out_dir / "best.pt", weights)
     state = {"dataset": run.data.identity, "seconds": run.seconds, "metrics_bytes": run.log.metrics.sync()}
+    state |= {"wandb_id": run.log.wandb_id}
     checkpoint.save_last(out_dir, weights | run.guarded.state_dict() | state)
+    run.saved_step = run.step
 
 
 # --- finish ---

@@ -1,4 +1,4 @@
-"""Shapes that a study compares with the oscillation's, as neurons that a user would write. Nothing in them is learned."""
+"""Shapes to compare with the oscillation's, as neurons that a user would write. Nothing in them is learned."""
 
 import torch
 from torch import nn

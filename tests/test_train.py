@@ -1,10 +1,12 @@
 """The training job: what it writes, what it repeats exactly, and what it refuses."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +14,13 @@ import pytest
 import torch
 
 import train as train_module
+from model_bio import GPT
 from train import TrainConfig, train
 from wiggle import checkpoint
+from wiggle.dataset import Dataset
 from wiggle.errors import UserError
+from wiggle.evaluation import evaluate
+from wiggle.guarded_step import Diverged
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "config").glob("*.py"))
@@ -31,6 +37,22 @@ def lines(out_dir):
 def run(*argv, **options):
     command = [sys.executable, str(ROOT / "train.py"), *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def stopped_after(steps, config, monkeypatch):
+    """Train until so many steps are done, and send this process SIGTERM before the second micro-batch after them."""
+    asked, before = [], train_module.StopSignal.agreed
+
+    def agreed(self):
+        asked.append(1)
+        if len(asked) == steps * config.micro_batches + 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return before(self)
+
+    monkeypatch.setattr(train_module.StopSignal, "agreed", agreed)
+    result = train(config)
+    monkeypatch.undo()
+    return result
 
 
 def flags(config, **changes):
@@ -85,12 +107,45 @@ def test_the_same_settings_give_the_same_run_in_one_process(tiny):
 
 
 def test_how_a_step_is_cut_into_micro_batches_changes_rounding_only(tiny):
-    whole = train(tiny(batch_size=8, gradient_accumulation_steps=1, eval_iters=1))
-    parts = train(tiny(batch_size=2, gradient_accumulation_steps=4, eval_iters=4))
+    whole = train(tiny(batch_size=8, gradient_accumulation_steps=1))
+    parts = train(tiny(batch_size=2, gradient_accumulation_steps=4))
     assert losses(whole) == pytest.approx(losses(parts), rel=1e-5)
     assert whole.val_loss == pytest.approx(parts.val_loss, rel=1e-5)
-    given = train(tiny(batch_size=2, gradient_accumulation_steps=None, tokens_per_step=128, eval_iters=4))
+    given = train(tiny(batch_size=2, gradient_accumulation_steps=None, tokens_per_step=128))
     assert losses(given) == losses(parts)
+
+
+@pytest.mark.parametrize("eval_iters", [0, 1, 2])
+def test_the_same_weights_are_evaluated_alike_at_any_batch_size(tiny, eval_iters):
+    train(tiny())
+    found = {
+        size: train(tiny(init_from="resume", eval_only=True, eval_iters=eval_iters, batch_size=size,
+                         gradient_accumulation_steps=8 // size))
+        for size in (1, 4, 8)
+    }  # fmt: skip
+    assert len({(result.val_loss, result.val_stderr, result.train_loss) for result in found.values()}) == 1
+
+
+def test_the_best_is_measured_again_where_other_windows_are_read(tiny, capsys):
+    first = train(tiny(eval_iters=1))
+    capsys.readouterr()
+    again = train(tiny(init_from="resume", eval_iters=0, max_iters=7, learning_rate=1e-9, warmup_iters=0))
+    assert "on other windows, is at" in capsys.readouterr().out
+    assert again.best_val_loss == pytest.approx(again.val_loss, rel=1e-5) and again.best_val_loss != first.val_loss
+    train(tiny(init_from="resume", eval_iters=0, max_iters=8))
+    assert "on other windows" not in capsys.readouterr().out
+
+
+def test_one_window_has_no_standard_error(tiny, capsys):
+    data = Dataset(Path(tiny().data_dir, "tiny"), 1500, seed=0)
+    model = GPT(tiny(block_size=1500).gpt_config(data.model_vocab), seed=0)
+    device, dtype = torch.device("cpu"), torch.float32
+    assert math.isnan(evaluate(model, data, "val", 1, device, dtype)[1])  # val.bin has no second window
+    found = {"val_loss": 2.0, "val_stderr": math.nan, "train_loss": 2.0}
+    assert train_module.losses_line(found) == "val 2.0000  train 2.0000"
+    for weight in model.parameters():
+        weight.data.fill_(math.nan)
+    assert math.isnan(evaluate(model, data, "train", 3, device, dtype)[1])
 
 
 def test_evaluation_touches_nothing(tiny):
@@ -105,17 +160,7 @@ def test_stopped_and_resumed_is_never_stopped(tiny, monkeypatch, changes):
     whole = train(tiny(max_iters=12, **changes))
     expected = lines(whole.out_dir), checkpoint.read(Path(whole.out_dir) / "ckpt.pt")["model"]
 
-    before = train_module.StopSignal.agreed
-
-    def stop_at_7(self, *args):
-        steps.append(1)
-        if len(steps) == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return before(self, *args)
-
-    steps = []
-    monkeypatch.setattr(train_module.StopSignal, "agreed", stop_at_7)
-    cut = train(tiny(max_iters=12, **changes))
+    cut = stopped_after(7, tiny(max_iters=12, **changes), monkeypatch)
     assert cut.interrupted == "SIGTERM" and cut.steps == 7
     with open(Path(cut.out_dir) / "metrics.jsonl", "a") as file:  # as if killed some steps after the checkpoint
         file.write('{"step": 8}\n')
@@ -185,7 +230,7 @@ def test_eval_only_writes_nothing(tiny):
 def test_start_from_a_checkpoints_weights(tiny, tmp_path):
     first = train(tiny(max_iters=30, mlp="bio"))
     config = tiny(init_from=first.out_dir, out_dir=str(tmp_path / "second"), max_iters=1, learning_rate=1e-9)
-    assert train(config).val_loss == pytest.approx(first.val_loss, rel=1e-4)
+    assert train(config).val_loss == pytest.approx(first.best_val_loss, rel=1e-4)
     shorter = replace(config, block_size=8, out_dir=str(tmp_path / "third"))
     assert train(shorter).steps == 1
     with pytest.raises(UserError, match="block_size=32 is longer than"):
@@ -207,43 +252,31 @@ def test_every_config_builds_and_takes_a_step(arguments, path):
 
 def test_nanogpts_config_file_runs_unchanged(corpus, tmp_path):
     text = """
-# train a miniature character-level shakespeare model
-# good for debugging and playing on macbooks and such
-
+# nanoGPT's keys for its small model of characters, cut down
 out_dir = 'out-shakespeare-char'
-eval_interval = 2 # keep frequent because we'll overfit
+eval_interval = 2
 eval_iters = 2
-log_interval = 1 # don't print too too often
-
-# we expect to overfit on this small dataset, so only save when val improves
-always_save_checkpoint = False
-
-wandb_log = False # override via command line if you like
+log_interval = 1
+always_save_checkpoint = False  # it overfits: keep the best
+wandb_log = False
 wandb_project = 'shakespeare-char'
 wandb_run_name = 'mini-gpt'
-
 dataset = 'tiny'
 gradient_accumulation_steps = 1
 batch_size = 4
-block_size = 16 # context of up to 16 previous characters
-
-# baby GPT model :)
+block_size = 16
 n_layer = 2
 n_head = 2
 n_embd = 16
 dropout = 0.2
-
-learning_rate = 1e-3 # with baby networks can afford to go a bit higher
+learning_rate = 1e-3
 max_iters = 4
-lr_decay_iters = 4 # make equal to max_iters usually
-min_lr = 1e-4 # learning_rate / 10 usually
-beta2 = 0.99 # make a bit bigger because number of tokens per iter is small
-
-warmup_iters = 1 # not super necessary potentially
-
-# on macbook also add
-device = 'cuda'  # run on a card
-compile = True # do not torch compile the model
+lr_decay_iters = 4
+min_lr = 1e-4
+beta2 = 0.99
+warmup_iters = 1
+device = 'cuda'
+compile = True
 """
     (tmp_path / "train_shakespeare_char.py").write_text(text)
     argv = ["train_shakespeare_char.py", "--device=cpu", "--compile=False", f"--data_dir={corpus}"]
@@ -325,6 +358,103 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny, signal_number):
     assert "--init_from=resume goes on from here" in rest
     content = checkpoint.read(Path(config.out_dir) / "ckpt.pt")
     assert f"after step {content['iter_num']}" in rest
+
+
+def test_a_second_run_in_a_folder_is_refused_while_the_first_one_trains(tiny):
+    config = tiny(max_iters=1_000_000, eval_interval=1_000_000, log_interval=1)
+    first = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *flags(config)], stdout=subprocess.PIPE, text=True
+    )
+    next(line for line in first.stdout if "loss" in line)
+    with pytest.raises(UserError, match="is in use by a training run"):
+        train(tiny(learning_rate=1e-3))
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert checkpoint.read(Path(config.out_dir) / "ckpt.pt")["config"]["max_iters"] == 1_000_000
+    assert train(tiny()).steps == 6  # the lock has gone with its run
+
+
+def test_a_signal_stops_between_micro_batches_and_says_so_at_once(tiny):
+    config = tiny(max_iters=10, batch_size=1, gradient_accumulation_steps=200_000)  # a step would take minutes
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *flags(config)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    next(line for line in process.stdout if "tokens a step" in line)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert "stopping  after this micro-batch" in err and "after step 0, saved" in out
+    assert checkpoint.read(Path(config.out_dir) / "ckpt.pt")["iter_num"] == 0
+    assert train(
+        tiny(init_from="resume", max_iters=1, batch_size=100, gradient_accumulation_steps=2000, eval_only=True)
+    )
+
+
+@pytest.mark.parametrize("interval", [1, 1000])
+def test_a_run_that_diverges_keeps_its_good_checkpoints(tiny, interval, capsys):
+    train(tiny())
+    good = {name: (Path(tiny().out_dir) / name).read_bytes() for name in ("ckpt.pt", "best.pt")}
+    ruin = {"learning_rate": 1e30, "grad_clip": 0.0, "warmup_iters": 0, "lr_schedule": "constant", "max_skipped": 3}
+    config = tiny(init_from="resume", max_iters=2000, eval_interval=interval, log_interval=1, **ruin)
+    with pytest.raises(Diverged) as error:
+        train(config)
+    assert {name: (Path(config.out_dir) / name).read_bytes() for name in good} == good
+    assert f"{Path(config.out_dir, 'ckpt.pt')} holds step 6" in str(error.value) and "best.pt" in str(error.value)
+    if interval == 1:
+        assert "not saved: the validation loss is not finite" in capsys.readouterr().out
+    for line in (Path(config.out_dir) / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_wandb_without_a_key_is_one_sentence_and_touches_nothing(tiny, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**options):
+        raise wandb.errors.UsageError("api_key not configured (no-tty).\nCall wandb.login()")
+
+    train(tiny())
+    before = {p: p.read_bytes() for p in Path(tiny().out_dir).iterdir()}
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(UserError, match="wandb login.*WANDB_MODE=offline") as error:
+        train(tiny(wandb_log=True, seed=2))
+    assert "\n" not in str(error.value)
+    assert {p: p.read_bytes() for p in Path(tiny().out_dir).iterdir()} == before
+
+
+def test_a_resumed_run_goes_on_in_the_same_run_at_wandb(tiny, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    begun = []
+
+    class FakeRun:
+        id = "abc"
+
+        def log(self, numbers, step):
+            pass
+
+        def finish(self):
+            pass
+
+    monkeypatch.setattr(wandb, "init", lambda **options: begun.append(options) or FakeRun())
+    train(tiny(wandb_log=True))
+    train(tiny(wandb_log=True, init_from="resume", max_iters=8))
+    assert "id" not in begun[0] and (begun[1]["id"], begun[1]["resume"]) == ("abc", "allow")
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_however_rarely_they_log(tiny):
+    config = tiny(max_iters=1_000_000, eval_interval=1_000_000, log_interval=100_000, mlp="relu")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [*command, str(ROOT / "train.py"), *flags(config)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    next(line for line in process.stdout if "tokens a step" in line)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    out = process.communicate(timeout=25)[0]
+    assert "saved: --init_from=resume goes on from here" in out
+    assert checkpoint.read(Path(config.out_dir) / "ckpt.pt")["iter_num"] > 0
 
 
 @pytest.mark.slow

@@ -9,6 +9,9 @@ import torch.distributed as dist
 
 from wiggle.errors import UserError
 
+# A second process group, of the CPUs by gloo: what it carries neither waits for a card nor mixes with gradients.
+_host_group = None
+
 
 class Processes(NamedTuple):
     """This process's place among all processes of the run."""
@@ -42,6 +45,8 @@ def connect(backend: str, device: torch.device) -> bool:
         dist.init_process_group(usual if backend == "auto" else backend)
     except ValueError as error:
         raise UserError(f"backend={backend!r}: {error}") from None
+    global _host_group
+    _host_group = dist.new_group(backend="gloo")
     return True
 
 
@@ -53,10 +58,21 @@ def wait_for_all() -> None:
 
 def disconnect() -> None:
     """End the process group that `connect` made."""
+    global _host_group
+    _host_group = None
     # destroy_process_group holds the GIL while it joins gloo's threads, which may need it to drop their last tensors:
     # release it once first, or both wait for ever.
     time.sleep(0.1)
     dist.destroy_process_group()
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is True in any process. All must call it together. It never waits for a card."""
+    if not dist.is_initialized():
+        return flag
+    told = torch.tensor(float(flag))
+    dist.all_reduce(told, dist.ReduceOp.MAX, group=_host_group)
+    return told.item() > 0
 
 
 def rank_and_world() -> tuple[int, int]:

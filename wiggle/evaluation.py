@@ -18,15 +18,18 @@ def evaluate(
     """
     The mean loss over `count` fixed, non-overlapping windows of a split (0: all of them) -> (mean, standard error).
 
-    Both are in nats a token. The same weights give the same number, whatever the batch size of training. Under torchrun
-    the processes share the windows.
+    Both are in nats a token; one window alone has no standard error: NaN. The same weights give the same number,
+    whatever the batch size of training. Under torchrun the processes share the windows.
     """
     rank, world = rank_and_world()
     losses = window_losses(model, data, split, data.fixed_windows(split, count)[rank::world], device, dtype)
     sums = torch.stack([losses.sum(), (losses**2).sum(), torch.tensor(len(losses), dtype=torch.float64)])
     total, squares, n = sum_over_processes(sums).tolist()
     mean = total / n
-    return mean, math.sqrt(max(0.0, squares / n - mean**2) / max(1, n - 1))
+    if n < 2:
+        return mean, math.nan
+    variance = squares / n - mean**2
+    return mean, math.sqrt((0.0 if variance < 0 else variance) / (n - 1))  # rounding may make it negative; NaN stays
 
 
 @torch.no_grad()

@@ -55,14 +55,23 @@ class Metrics:
         self.file.close()
 
 
-def start_wandb(project: str, name: str, config: dict, out_dir: str | Path):
-    """Begin a run at Weights & Biases -> the wandb module, whose log() and finish() the run calls."""
+def start_wandb(project: str, name: str, config: dict, out_dir: str | Path, run_id: str | None = None):
+    """
+    Begin a run at Weights & Biases, or go on with run_id -> the wandb Run, whose log() and finish() are called.
+
+    Raises UserError without the library, without a key, or where the service cannot be reached.
+    """
     try:
         import wandb
     except ImportError:
         raise UserError("wandb_log=True needs a library: pip install wandb") from None
-    wandb.init(project=project, name=name, config=config, dir=out_dir)
-    return wandb
+    again = {"id": run_id, "resume": "allow"} if run_id else {}
+    try:
+        return wandb.init(project=project, name=name, config=config, dir=out_dir, **again)
+    except wandb.errors.Error as error:
+        reason = " ".join(str(error).split())[:200]
+        advice = "run `wandb login` once, or set WANDB_MODE=offline to keep the log on this machine"
+        raise UserError(f"Weights & Biases did not start ({reason}): {advice}") from None
 
 
 class RunLog:
@@ -82,6 +91,11 @@ class RunLog:
         if self.wandb:
             numbers = {key: value for key, value in line.items() if not isinstance(value, list)}
             self.wandb.log(numbers, step=line["step"])
+
+    @property
+    def wandb_id(self) -> str | None:
+        """What a resumed run needs to go on in the same run at Weights & Biases."""
+        return self.wandb and self.wandb.id
 
     def close(self) -> None:
         if self.metrics:

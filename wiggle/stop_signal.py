@@ -1,22 +1,24 @@
-"""Ctrl-C and its kin end a run after its step, so that nothing is lost."""
+"""Ctrl-C and its kin end a run between two micro-batches, so that nothing is lost."""
 
+import contextlib
+import os
 import signal
 import threading
 
-import torch
-
-from wiggle.distributed import mean_over_processes, rank_and_world
+from wiggle.distributed import any_process
 
 
 class StopSignal:
     """
     A context in which the first SIGINT, SIGTERM or SIGHUP is a wish to stop, and a second one raises KeyboardInterrupt.
 
-    name: of the signal that came, or None.
+    name: of the signal that came, or None. talkative: whether the first signal prints at once what happens now.
     """
 
+    def __init__(self, talkative: bool = True):
+        self.talkative, self.name, self.handlers_before = talkative, None, {}
+
     def __enter__(self):
-        self.name, self.handlers_before = None, {}
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):
                 number = getattr(signal, name, None)  # Windows has no SIGHUP
@@ -29,22 +31,16 @@ class StopSignal:
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+        if self.talkative:
+            with contextlib.suppress(OSError):  # os.write, for print may be what the signal interrupted
+                os.write(2, b"\nstopping  after this micro-batch, and saving; the same signal again leaves at once\n")
 
-    def agreed(self, ask_others: bool) -> bool:
-        """
-        Whether to stop after this step.
-
-        Several processes must stop at the same step, so they ask each other, all at the steps whose `ask_others` is
-        True, and stop if any of them was told to. One process needs to ask nobody.
-        """
-        if rank_and_world()[1] == 1:
-            return self.name is not None
-        if not ask_others:
+    def agreed(self) -> bool:
+        """Whether to stop now. All processes of the run must ask together: they stop if any of them was told to."""
+        if not any_process(self.name is not None):
             return False
-        if mean_over_processes(torch.tensor(float(self.name is not None))).item() > 0:
-            self.name = self.name or "another process"
-            return True
-        return False
+        self.name = self.name or "another process"
+        return True
 
     def __exit__(self, *error):
         for number, handler in self.handlers_before.items():

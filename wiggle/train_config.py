@@ -16,7 +16,7 @@ class TrainConfig(GPTConfig):
     init_from: str = "scratch"  # scratch, resume, gpt2 / gpt2-medium / ..., or the path of a checkpoint to start from
     eval_only: bool = False  # evaluate once, write nothing, leave
     eval_interval: int = 2000  # steps between evaluations, after which checkpoints are written
-    eval_iters: int = 200  # batches of an evaluation, spread evenly over the split; 0 = all of it
+    eval_iters: int = 200  # an evaluation reads 12 x eval_iters windows, spread evenly over the split; 0 = all of it
     log_interval: int = 1  # steps between logged lines
     always_save_checkpoint: bool = True  # False: write ckpt.pt only when the validation loss improves
     final_sample: int = 0  # tokens to sample and print when training ends
