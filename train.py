@@ -239,7 +239,7 @@ class Run(Setup):
     step: int = 0  # steps taken
     seconds: float = 0.0  # of training proper
     best: float = math.inf  # the lowest validation loss so far
-    saved_step: int = 0  # steps that the weights in ckpt.pt have taken
+    saved_step: int | None = None  # steps that the weights in ckpt.pt have taken; None = this run has no ckpt.pt
     evaluated: dict | None = None  # the last evaluation
     first_losses: list = field(default_factory=list)  # of steps 1 to 20, on the device
     timed_steps: int = 0  # steps whose time counts for the mean speed
@@ -481,7 +481,7 @@ def advice_after_divergence(run):
     """Which file of the run is good, and how to go on from it."""
     out_dir = Path(run.config.out_dir)
     best, last = out_dir / "best.pt", out_dir / "ckpt.pt"
-    if run.config.eval_only or not last.exists():
+    if run.saved_step is None:
         return "nothing was saved: start anew with a lower learning_rate"
     resume = f"{last} holds step {run.saved_step}: resume it with a lower learning_rate"
     if not best.exists():

@@ -137,8 +137,8 @@ def test_the_best_is_measured_again_where_other_windows_are_read(tiny, capsys):
 
 
 def test_one_window_has_no_standard_error(tiny, capsys):
-    data = Dataset(Path(tiny().data_dir, "tiny"), 1500, seed=0)
-    model = GPT(tiny(block_size=1500).gpt_config(data.model_vocab), seed=0)
+    data = Dataset(Path(tiny().data_dir, "tiny"), 400, seed=0)
+    model = GPT(tiny(block_size=400).gpt_config(data.model_vocab), seed=0)
     device, dtype = torch.device("cpu"), torch.float32
     assert math.isnan(evaluate(model, data, "val", 1, device, dtype)[1])  # val.bin has no second window
     found = {"val_loss": 2.0, "val_stderr": math.nan, "train_loss": 2.0}
@@ -380,15 +380,13 @@ def test_a_signal_stops_between_micro_batches_and_says_so_at_once(tiny):
         [sys.executable, str(ROOT / "train.py"), *flags(config)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    next(line for line in process.stdout if "tokens a step" in line)
-    time.sleep(1)
+    while not (Path(config.out_dir) / "config.json").exists():  # it is written just before the first step
+        time.sleep(0.1)
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert "stopping  after this micro-batch" in err and "after step 0, saved" in out
     assert checkpoint.read(Path(config.out_dir) / "ckpt.pt")["iter_num"] == 0
-    assert train(
-        tiny(init_from="resume", max_iters=1, batch_size=100, gradient_accumulation_steps=2000, eval_only=True)
-    )
 
 
 @pytest.mark.parametrize("interval", [1, 1000])
@@ -416,7 +414,7 @@ def test_wandb_without_a_key_is_one_sentence_and_touches_nothing(tiny, monkeypat
     train(tiny())
     before = {p: p.read_bytes() for p in Path(tiny().out_dir).iterdir()}
     monkeypatch.setattr(wandb, "init", refuse)
-    with pytest.raises(UserError, match="wandb login.*WANDB_MODE=offline") as error:
+    with pytest.raises(UserError, match=r"wandb login.*WANDB_MODE=offline") as error:
         train(tiny(wandb_log=True, seed=2))
     assert "\n" not in str(error.value)
     assert {p: p.read_bytes() for p in Path(tiny().out_dir).iterdir()} == before
@@ -449,8 +447,9 @@ def test_two_processes_stop_together_however_rarely_they_log(tiny):
     process = subprocess.Popen(
         [*command, str(ROOT / "train.py"), *flags(config)], stdout=subprocess.PIPE, text=True, env=environment
     )
-    next(line for line in process.stdout if "tokens a step" in line)
-    time.sleep(3)
+    while not (Path(config.out_dir) / "config.json").exists():
+        time.sleep(0.1)
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     out = process.communicate(timeout=25)[0]
     assert "saved: --init_from=resume goes on from here" in out
