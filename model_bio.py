@@ -12,11 +12,13 @@ import functools
 import hashlib
 import math
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
@@ -32,7 +34,7 @@ from kernels.rotary import normalise, rotate
 class Pointwise(nn.Module):
     """A function without parameters, as a module."""
 
-    def __init__(self, function):
+    def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
         self.function = function
 
@@ -40,16 +42,16 @@ class Pointwise(nn.Module):
         return self.function(x)
 
 
-def golu(x):
-    """x·exp(-exp(-x)), the Gompertz linear unit (Das et al., 2025); x: any shape -> same shape."""
+def golu(x: Tensor) -> Tensor:
+    """x·exp(-exp(-x)); x: any shape -> same shape."""
     # exp(-exp(20)) is 0 in float32: the clamp changes no value, and keeps inf·0 out of the gradient.
     return x * torch.exp(-torch.exp(-x.clamp(min=-20)))
 
 
 class Snake(nn.Module):
-    """y = x + sin²(a·x)/a, in float32, with a of each feature learnable, 1 at the start (Ziyin et al., 2020)."""
+    """y = x + sin²(a·x)/a, in float32, with a of each feature learnable and 1 at the start. (..., features) -> same."""
 
-    def __init__(self, features):
+    def __init__(self, features: int):
         super().__init__()
         self.a = nn.Parameter(torch.ones(features))
 
@@ -57,19 +59,97 @@ class Snake(nn.Module):
         return (x + torch.sin(self.a * x.float()).square() / (self.a + 1e-9)).to(x.dtype)
 
 
-# What may stand between c_fc and c_proj: number of features -> module that maps (..., features) to (..., features),
-# or to half as many: swiglu, which is why its c_fc is wider and its c_proj narrower.
+class XIELU(nn.Module):
+    """
+    y = αp·x² + x/2 for x > 0, αn·(exp(x) - 1 - x) + x/2 below, in float32. (..., features) -> same.
+
+    One αp = softplus(positive) and one αn = 1/2 + softplus(negative) a layer are learned; both are 0.8 at the start.
+    """
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.positive = nn.Parameter(torch.tensor([0.8]).expm1().log())
+        self.negative = nn.Parameter(torch.tensor([0.8 - 0.5]).expm1().log())
+
+    def forward(self, x):
+        wide = x.float()
+        below = wide.clamp(max=0)  # keeps exp from overflowing where the other branch is taken
+        rising = F.softplus(self.positive) * wide.square()
+        falling = (0.5 + F.softplus(self.negative)) * (below.expm1() - below)
+        return (torch.where(wide > 0, rising, falling) + 0.5 * wide).to(x.dtype)
+
+
+class PolyNorm(nn.Module):
+    """
+    y = a_1·n(x) + a_2·n(x²) + a_3·n(x³) + b with n(u) = u/sqrt(mean(u²) + 1e-6) over a token's features, in float32.
+
+    The three a, 1/3 at the start, and b, 0, are learned for the layer. (..., features) -> same.
+    """
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.coefficients = nn.Parameter(torch.full((3,), 1 / 3))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        wide = x.float()
+        powers = (wide, wide.square(), wide**3)
+        terms = [a * F.rms_norm(u, u.shape[-1:], eps=1e-6) for a, u in zip(self.coefficients, powers, strict=True)]
+        return (sum(terms) + self.bias).to(x.dtype)
+
+
+class Activation(NamedTuple):
+    """
+    What may stand between c_fc and c_proj.
+
+    build: number of features that c_fc gives -> module that maps (..., features) to (..., features/fan). fan: rows of
+    c_fc that a hidden unit reads; with 2 (a gated unit) there are fewer units, so that parameters match the control's.
+    """
+
+    equation: str
+    source: str
+    build: Callable[[int], nn.Module]
+    fan: int = 1
+
+
+def pointwise(equation: str, source: str, function: Callable[[Tensor], Tensor]) -> Activation:
+    """An activation without parameters."""
+    return Activation(equation, source, lambda features: Pointwise(function))
+
+
+def gated(equation: str, source: str, function: Callable[[Tensor], Tensor]) -> Activation:
+    """function(x)·z of two halves x, z of c_fc's output."""
+
+    def gate(xz):
+        x, z = xz.chunk(2, dim=-1)
+        return function(x) * z
+
+    return Activation(equation, source, lambda features: Pointwise(gate), fan=2)
+
+
+SHAZEER = "Shazeer, 2020"
+# The one list of built-in activations: --help, the README's list of arms and the tests follow from it.
 ACTIVATIONS = {
-    "gelu": lambda features: nn.GELU(),  # nanoGPT's, the erf form
-    "gelu_tanh": lambda features: nn.GELU(approximate="tanh"),  # what OpenAI's GPT-2 was trained with
-    "relu": lambda features: nn.ReLU(),
-    "relu2": lambda features: Pointwise(lambda x: F.relu(x).square()),  # So et al., 2021, "Primer"
-    "silu": lambda features: nn.SiLU(),
-    "swiglu": lambda features: Pointwise(lambda x: F.silu(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]),  # Shazeer, 2020
-    "snake": Snake,
-    "gcu": lambda features: Pointwise(lambda x: x * torch.cos(x)),  # the growing cosine unit, Noel et al., 2021
-    "golu": lambda features: Pointwise(golu),  # Das et al., 2025
-    "sintanh": lambda features: Pointwise(lambda x: torch.sin(x) * torch.tanh(x)),  # the oscillation, nothing learned
+    "gelu": Activation("x·Φ(x), the erf form", "Hendrycks and Gimpel, 2016; nanoGPT's", lambda n: nn.GELU()),
+    "gelu_tanh": Activation("x·Φ(x), the tanh form", "OpenAI's GPT-2", lambda n: nn.GELU(approximate="tanh")),
+    "relu": Activation("max(x, 0)", "Nair and Hinton, 2010", lambda n: nn.ReLU()),
+    "relu2": pointwise("max(x, 0)²", "So et al., 2021, Primer", lambda x: F.relu(x).square()),
+    "relu2_clipped": pointwise("min(max(x, 0), 1)²", "SCReLU of NNUE networks", lambda x: x.clamp(0, 1).square()),
+    "leaky_relu2": pointwise(
+        "leaky_relu(x, 1/2)²", "modded-nanogpt, pull request 249, 2026", lambda x: F.leaky_relu(x, 0.5).square()
+    ),
+    "gelu2": pointwise("gelu(x)²", "GELU squared as relu2 is ReLU squared", lambda x: F.gelu(x).square()),
+    "silu": Activation("x·sigmoid(x)", "Elfwing et al., 2017", lambda n: nn.SiLU()),
+    "swiglu": gated("silu(x)·z", SHAZEER, F.silu),
+    "geglu": gated("gelu(x)·z", SHAZEER, F.gelu),
+    "snake": Activation("x + sin²(a·x)/a", "Ziyin et al., 2020", Snake),
+    "gcu": pointwise("x·cos(x)", "Noel et al., 2021, growing cosine unit", lambda x: x * torch.cos(x)),
+    "golu": pointwise("x·exp(-exp(-x))", "Das et al., 2025", golu),
+    "xielu": Activation("αp·x² + x/2, αn·(exp(x) - 1 - x) + x/2", "Huang and Schlag, 2024", XIELU),
+    "polynorm": Activation("a_1·n(x) + a_2·n(x²) + a_3·n(x³) + b", "Zhuo et al., 2024", PolyNorm),
+    "sintanh": pointwise(
+        "sin(x)·tanh(x)", "the oscillation with nothing learned", lambda x: torch.sin(x) * torch.tanh(x)
+    ),
 }
 LARGE_LOGITS = 2**25  # numbers in a batch's logits from which training takes its loss in chunks: 128 MiB in float32
 MLPS = (*ACTIVATIONS, "bio", "dendritic")
@@ -151,7 +231,7 @@ class GPTConfig:
             if getattr(self, key) not in known:
                 raise ValueError(f"{key}={getattr(self, key)!r} is unknown: choose one of {', '.join(known)}")
 
-    def initial_c_fc_std(self):
+    def initial_c_fc_std(self) -> float:
         """The standard deviation of c_fc's initial weights, whichever way c_fc_std says it."""
         if self.c_fc_std == "unit":
             return 1 / math.sqrt(self.n_embd)
@@ -166,7 +246,7 @@ class OscillatingNeuron(nn.Module):
     the sine would be off by up to 0.06. Start: ω ~ N(1, 0.1), φ ~ N(0, 0.1), b = 0, so y ≈ x² for small x.
     """
 
-    def __init__(self, features):
+    def __init__(self, features: int):
         super().__init__()
         self.omega = nn.Parameter(1 + 0.1 * torch.randn(features))
         self.phi = nn.Parameter(0.1 * torch.randn(features))
@@ -184,12 +264,14 @@ class SparseEventGate(nn.Module):
     With dense=True, the historic form: v = sigmoid(W_g x + b_g), y = OscillatingNeuron(W_t (x·s) + b_t), which costs
     two features × features matrices a layer.
 
-    x: (..., features), an oscillation's output -> y: same shape. input_std is the standard deviation of what that
-    oscillation was given, h. It fixes where g and o start: about 15 % of features (|h| > 1.44 std of a normal) fire.
-    With g = 1 and o = 0 all of them would fire for ever, and the gate would be a constant.
+    x: (..., features), the first oscillation's output -> y: same shape. input_std: standard deviation of the first
+    oscillation's input h, which fixes where g and o start: about 15 % of features fire, those with |h| > 1.44 standard
+    deviations. With g = 1 and o = 0 all of them would fire for ever, and the gate would be a constant.
     """
 
-    def __init__(self, features, threshold=0.25, dense=False, bias=True, input_std=0.5):
+    def __init__(
+        self, features: int, threshold: float = 0.25, dense: bool = False, bias: bool = True, input_std: float = 0.5
+    ):
         super().__init__()
         self.threshold = threshold
         if dense:
@@ -204,7 +286,8 @@ class SparseEventGate(nn.Module):
         self.dense = dense
         self.activation = OscillatingNeuron(features)
 
-    def voltage(self, x):
+    def voltage(self, x: Tensor) -> Tensor:
+        """v in (0, 1) of each feature; x: (..., features) -> same shape."""
         return torch.sigmoid(self.gate(x) if self.dense else self.gain * x + self.offset)
 
     def forward(self, x):
@@ -216,7 +299,7 @@ class SparseEventGate(nn.Module):
 class BioMLP(nn.Module):
     """c_fc -> OscillatingNeuron -> SparseEventGate (unless bio_gate='none') -> c_proj -> dropout. (B, T, C) -> same."""
 
-    def __init__(self, config):
+    def __init__(self, config: GPTConfig):
         super().__init__()
         hidden = 4 * config.n_embd
         self.c_fc = Linear(config.n_embd, hidden, bias=config.bias)
@@ -244,16 +327,21 @@ class BioMLP(nn.Module):
             x = oscillate_gated(x, *first, gate.gain, gate.offset, gate.threshold, *second)
         return self.dropout(self.c_proj(x))  # (B, T, C)
 
-    def event_rate(self, x):
-        """Share of hidden features whose voltage passes the threshold. x: the block's input -> scalar tensor."""
+    def event_rate(self, x: Tensor) -> Tensor:
+        """The share of hidden features whose voltage passes the threshold. x: input of c_fc (..., C) -> scalar."""
         voltage = self.sparse_gate.voltage(self.oscillating(self.c_fc(x)))
         return (voltage > self.sparse_gate.threshold).float().mean()
 
 
 class MLP(nn.Module):
-    """The control: c_fc -> nonlinearity -> c_proj -> dropout. (B, T, C) -> same. A unit reads `fan` rows of c_fc."""
+    """
+    The control: c_fc -> activation -> c_proj -> dropout. (B, T, C) -> same.
 
-    def __init__(self, config, neuron, fan=1, vectors=0):
+    neuron: number of features -> module, as Activation.build. fan: rows of c_fc that a hidden unit reads. vectors:
+    parameters that the block has besides its matrices, of each hidden unit.
+    """
+
+    def __init__(self, config: GPTConfig, neuron: Callable[[int], nn.Module], fan: int = 1, vectors: int = 0):
         super().__init__()
         self.hidden = 4 * config.n_embd if fan == 1 else matched_hidden(config, fan, vectors)
         self.c_fc = Linear(config.n_embd, fan * self.hidden, bias=config.bias)
@@ -265,10 +353,12 @@ class MLP(nn.Module):
         return self.dropout(self.c_proj(self.neuron(self.c_fc(x))))
 
 
-def matched_hidden(config, fan, vectors):
+def matched_hidden(config: GPTConfig, fan: int, vectors: int) -> int:
     """
-    Hidden units that cost as much as the control's 4·C, within 1 %, where each reads `fan` rows of c_fc and has
-    `vectors` parameters more: a multiple of as high a power of two, up to 64, as that allows.
+    The number of hidden units whose block has as many parameters as the control's with 4·C units, within 1 %.
+
+    Each unit reads `fan` rows of c_fc and has `vectors` parameters of its own. The number is a multiple of the highest
+    power of two, up to 64, that allows it.
     """
     C = config.n_embd
     exact = 4 * C * (2 * C + config.bias) / ((fan + 1) * C + fan * config.bias + vectors)
@@ -285,7 +375,7 @@ class DendriticMLP(MLP):
     branch), or 'fixed'. There are F ≈ 8·C/(K+1) units.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: GPTConfig):
         K = config.dendritic_branches
         betas = {"unit": 1, "channel": K}.get(config.dendritic_beta, 0)  # of a unit
         super().__init__(config, lambda features: None, fan=K, vectors=betas)
@@ -293,8 +383,8 @@ class DendriticMLP(MLP):
         self.log_beta = nn.Parameter(torch.full((betas * self.hidden or 1,), math.log(config.dendritic_beta_init)))
         self.log_beta.requires_grad_(config.dendritic_beta != "fixed")
 
-    def compete(self, x):
-        """x: (..., C) -> z and softmax(β z) over the branches, both (..., K, F)."""
+    def compete(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: input of c_fc (..., C) -> z and softmax(β z) over the branches, both (..., K, F)."""
         z = self.c_fc(x).unflatten(-1, (self.branches, self.hidden))
         beta = self.log_beta.exp().view(-1, min(self.hidden, self.log_beta.numel()))  # (1 or K, 1 or F)
         return z, torch.softmax(beta * z.float(), dim=-2).to(z.dtype)
@@ -304,9 +394,9 @@ class DendriticMLP(MLP):
         return self.dropout(self.c_proj((share * z).sum(-2)))
 
     @torch.no_grad()
-    def branch_usage(self, x):
+    def branch_usage(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """
-        x: the block's input (..., C) -> (usage (K, F), the share of tokens on which each branch of a unit wins;
+        x: input of c_fc (..., C) -> (usage (K, F), the share of tokens on which each branch of a unit wins;
         effective number of branches (F,), exp of the usage's entropy: 1 where one always wins, K where all do alike).
         """
         winner = self.compete(x)[1].argmax(dim=-2).flatten(0, -2)  # (tokens, F)
@@ -314,7 +404,7 @@ class DendriticMLP(MLP):
         return usage, torch.special.entr(usage).sum(0).exp()
 
 
-def rope_tables(block_size, head_width):
+def rope_tables(block_size: int, head_width: int) -> tuple[Tensor, Tensor]:
     """cos and sin, each (block_size, head_width/2), of rotary positions (Su et al., 2021, base 10,000)."""
     frequency = 10_000.0 ** (-torch.arange(0, head_width, 2) / head_width)
     angle = torch.outer(torch.arange(block_size), frequency)
@@ -322,7 +412,14 @@ def rope_tables(block_size, head_width):
 
 
 class CausalSelfAttention(nn.Module):
-    def __init__(self, config):
+    """
+    Multi-head attention in which a token sees itself and those before it. (B, T, C) -> same.
+
+    rope: cos and sin of the tokens' positions, (T, D/2) each, or None. extend: while generating, stores keys and values
+    and gives back all to look at (KVCache.extend), or None.
+    """
+
+    def __init__(self, config: GPTConfig):
         super().__init__()
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
@@ -354,27 +451,35 @@ class CausalSelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config, neuron=None):
+    """x + attention(norm(x)), then x + mlp(norm(x)). (B, T, C) -> same; rope and extend are attention's."""
+
+    def __init__(self, config: GPTConfig, neuron: Callable[[int], nn.Module] | None = None):
         super().__init__()
         self.ln_1 = make_norm(config)
         self.attn = CausalSelfAttention(config)
         self.ln_2 = make_norm(config)
         own = {"bio": BioMLP, "dendritic": DendriticMLP}.get(config.mlp)
-        fan = 2 if config.mlp == "swiglu" else 1
-        self.mlp = own(config) if own else MLP(config, neuron or ACTIVATIONS[config.mlp], fan)
+        if own:
+            self.mlp = own(config)
+        elif neuron is not None:
+            self.mlp = MLP(config, neuron)
+        else:
+            activation = ACTIVATIONS[config.mlp]
+            self.mlp = MLP(config, activation.build, activation.fan)
 
     def forward(self, x, rope=None, extend=None):
         x = x + self.attn(self.ln_1(x), rope, extend)
         return x + self.mlp(self.ln_2(x))
 
 
-def make_norm(config):
+def make_norm(config: GPTConfig) -> nn.Module:
+    """The norm before attention, before the MLP, and before lm_head."""
     if config.use_rmsnorm:
         return nn.RMSNorm(config.n_embd, eps=1e-6)
     return nn.LayerNorm(config.n_embd, bias=config.bias)
 
 
-def stable_seed(*parts):
+def stable_seed(*parts: object) -> int:
     """A 63-bit seed from anything printable: the same on every machine, in every process."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
@@ -386,7 +491,7 @@ class GPT(nn.Module):
     seed: of the initial weights; None takes torch's own (torch.manual_seed). See `_initialise` for what it promises.
     """
 
-    def __init__(self, config, neuron=None, seed=None):
+    def __init__(self, config: GPTConfig, neuron: Callable[[int], nn.Module] | None = None, seed: int | None = None):
         super().__init__()
         if (config.mlp not in MLPS) != (neuron is not None):
             what = "needs its class: GPT(config, neuron=...)" if neuron is None else "takes no neuron"
@@ -442,12 +547,12 @@ class GPT(nn.Module):
             elif last == "bias":
                 parameter.zero_()
 
-    def hidden(self, idx, cache=None, place=0):
+    def hidden(self, idx: Tensor, cache: KVCache | None = None, place: int | Tensor = 0) -> Tensor:
         """
-        idx: (B, T) token ids -> (B, T, C), what lm_head reads.
+        idx: (B, T) token ids -> (B, T, C), the input of lm_head.
 
-        With a cache, what it holds of the tokens before `place` counts as read, and idx stands behind it. The place of
-        a single token may be a tensor (1,): then no shape depends on it (see KVCache.extend).
+        With a cache, the tokens before `place` have been read, and idx follows them. The place of a single token may be
+        a tensor (1,): then no shape depends on it (see KVCache.extend).
         """
         places = slice(place, place + idx.size(1)) if isinstance(place, int) else place
         if isinstance(place, int) and places.stop > self.config.block_size:
@@ -465,7 +570,7 @@ class GPT(nn.Module):
             x = checkpoint(block, x, rope, use_reentrant=False) if recompute else block(x, rope, extend)
         return self.transformer.ln_f(x)
 
-    def forward(self, idx, targets=None):
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """
         idx, targets: (B, T) int64; a target of -1 is ignored.
 
@@ -483,18 +588,18 @@ class GPT(nn.Module):
         logits = self.lm_head(x)
         return logits, F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1), ignore_index=-1)
 
-    def limit_sampling(self, vocab_size):
+    def limit_sampling(self, vocab_size: int) -> None:
         """Never sample an id of `vocab_size` or more: a tokenizer's own size, past which ids stand for no text."""
         self.sampled_vocab = min(self.sampled_vocab, vocab_size)
 
-    def get_num_params(self, non_embedding=True):
+    def get_num_params(self, non_embedding: bool = True) -> int:
         """Number of parameters, without the position embedding by default (the token one is lm_head's too)."""
         total = sum(p.numel() for p in self.parameters())
         if non_embedding and self.config.position == "learned":
             total -= self.transformer.wpe.weight.numel()
         return total
 
-    def describe(self):
+    def describe(self) -> str:
         """What the model is, in one line."""
         c = self.config
         what = c.mlp
@@ -506,16 +611,16 @@ class GPT(nn.Module):
         millions = self.get_num_params(non_embedding=False) / 1e6
         return f"{what}: {c.n_layer} layers, {c.n_head} heads, width {c.n_embd}: {millions:.2f}M parameters"
 
-    def flops_per_token(self):
+    def flops_per_token(self) -> int:
         """Training FLOPs a token, forward and backward: 6·N + 12·L·C·T (PaLM, appendix B, as nanoGPT counts)."""
         attention = 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
         return 6 * self.get_num_params() + attention
 
-    def estimate_mfu(self, fwdbwd_per_iter, dt, peak_flops=312e12):
+    def estimate_mfu(self, fwdbwd_per_iter: float, dt: float, peak_flops: float = 312e12) -> float:
         """Share of the card's peak that is used: sequences a step, seconds a step, peak in FLOP/s (default: A100)."""
         return self.flops_per_token() * self.config.block_size * fwdbwd_per_iter / dt / peak_flops
 
-    def crop_block_size(self, block_size):
+    def crop_block_size(self, block_size: int) -> None:
         """Shorten the context, e.g. of GPT-2's 1,024 tokens, to save memory."""
         if not 1 <= block_size <= self.config.block_size:
             raise ValueError(f"block_size={block_size} must lie in 1..{self.config.block_size}, the model's own")
@@ -527,7 +632,7 @@ class GPT(nn.Module):
             self.rope_cos, self.rope_sin = self.rope_cos[:block_size], self.rope_sin[:block_size]
 
     @staticmethod
-    def from_pretrained(model_type, override_args=None):
+    def from_pretrained(model_type: str, override_args: dict | None = None) -> "GPT":
         """
         GPT-2's weights through Hugging Face transformers: 'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl', or a folder.
 
@@ -537,24 +642,26 @@ class GPT(nn.Module):
 
         return gpt_from_pretrained(model_type, override_args)
 
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
-        """idx: (B, T) -> (B, T + max_new_tokens): the prompt and what `stream` made of it, with its options."""
+    def generate(
+        self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None, **options
+    ) -> Tensor:
+        """idx: (B, T) -> (B, T + max_new_tokens): the prompt and its continuation; options: those of `stream`."""
         return torch.cat([idx, *self.stream(idx, max_new_tokens, temperature, top_k, **options)], dim=1)
 
     @torch.no_grad()
     def stream(
         self,
-        idx,
-        max_new_tokens,
-        temperature=1.0,
-        top_k=None,
-        top_p=None,
-        repetition_penalty=1.0,
-        use_cache=True,
-        cache=None,
-        compiled=False,
-        generator=None,
-    ):
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        use_cache: bool = True,
+        cache: KVCache | None = None,
+        compiled: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Tensor]:
         """
         Continue idx (B, T), yielding (B, 1) ids one step at a time, without ever waiting for the device.
 
@@ -606,8 +713,8 @@ class GPT(nn.Module):
         with sdpa_kernel(SDPBackend.MATH):  # one query in plain products, which Inductor fuses
             return self._next_logits(token, cache, place)
 
-    def new_cache(self, batch, tokens):
-        """A KVCache for `stream` to use, of `batch` sequences; tokens: their prompt and continuation."""
+    def new_cache(self, batch: int, tokens: int) -> KVCache:
+        """A KVCache for `stream`: of `batch` sequences, each of so many tokens, prompt and continuation together."""
         device, dtype = self.lm_head.weight.device, self.lm_head.weight.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
@@ -615,7 +722,7 @@ class GPT(nn.Module):
         return KVCache(self.config, batch, min(tokens, self.config.block_size), device, dtype)
 
 
-def model_args(config):
+def model_args(config: GPTConfig) -> dict:
     """What a checkpoint keeps of a GPTConfig (or of a subclass): plain values, historic spellings resolved."""
     keys = GPTConfig.__dataclass_fields__
     return {k: v for k, v in asdict(config).items() if k in keys and k not in (*HISTORIC, "bio_compartments")}
