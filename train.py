@@ -152,6 +152,8 @@ def prepare(config, neuron):
     model.limit_sampling(data.tokenizer["vocab_size"])
 
     announce(config, model, data, machine, say)
+    for note in config.notes():
+        say(f"note      {note}")
     looking = config.max_blowup is not None and config.mlp != "gelu" and not config.eval_only
     if here.first and looking and (resumed or config.init_from == "scratch"):
         blowup.alarm(model.config, config.max_blowup, bool(resumed), machine.device, machine.dtype, neuron, say)

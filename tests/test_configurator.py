@@ -174,21 +174,6 @@ def test_a_wrong_config_file_is_one_sentence(file, text, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_contradictory_settings_are_refused_by_name():
-    for argv, words in (
-        (["--decay_lr=False", "--lr_schedule=wsd"], ("decay_lr", "lr_schedule")),
-        (
-            ["--tokens_per_step=24576", "--gradient_accumulation_steps=3"],
-            ("gradient_accumulation_steps", "tokens_per_step"),
-        ),
-    ):
-        with pytest.raises(UserError) as error:
-            load(*argv)
-        assert all(word in str(error.value) for word in words)
-    assert load("--tokens_per_step=24576").micro_batches == 2
-    assert load().micro_batches == 40  # nanoGPT's 5 * 8
-
-
 # --- help ---
 
 

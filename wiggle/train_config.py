@@ -76,6 +76,11 @@ class TrainConfig(GPTConfig):
         for key in ("beta1", "beta2", "decay_fraction"):
             if not 0 <= getattr(self, key) <= (1 if key == "decay_fraction" else 0.999999):
                 raise ValueError(f"{key}={getattr(self, key)} must lie in 0..1")
+        if self.decays and self.min_lr is not None and self.min_lr > self.learning_rate:
+            raise ValueError(
+                f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}, so the rate would rise where "
+                "it is to decay: lower min_lr, or leave it out"
+            )
         if not self.decay_lr and self.lr_schedule == "wsd":
             raise ValueError("decay_lr=False contradicts lr_schedule='wsd': give one of the two")
         given, auto = self.gradient_accumulation_steps, self.batch_size == "auto"
@@ -94,30 +99,49 @@ class TrainConfig(GPTConfig):
                 f"tokens_per_step={self.tokens_per_step}: give one of the two"
             )
 
-    def gpt_config(self, vocab_size):
+    def notes(self) -> list[str]:
+        """Sentences for the user about settings that are allowed and yet rarely meant."""
+        key = "lr_decay_iters" if self.decays and (self.lr_decay_iters or math.inf) < self.max_iters else "max_iters"
+        end = getattr(self, key)
+        if self.warmup_iters < end or self.eval_only:
+            return []
+        share = self.learning_rate_at(end - 1) / self.learning_rate
+        return [
+            f"warmup_iters={self.warmup_iters} is not below {key}={end}: the rise ends at {100 * share:.3g} % of "
+            f"learning_rate; --warmup_iters={end // 20} would reach it in a twentieth of the steps"
+        ]
+
+    def gpt_config(self, vocab_size: int) -> GPTConfig:
+        """The model's part of the settings, with the vocabulary that is known once the dataset is."""
         fields = {key: getattr(self, key) for key in GPTConfig.__dataclass_fields__}
         return GPTConfig(**fields | {"vocab_size": vocab_size})
 
     @property
-    def micro_batches(self):
-        """Micro-batches a step, over all processes: of one sequence each where batch_size is 'auto' still."""
+    def decays(self) -> bool:
+        """Whether the learning rate falls to min_lr at the end."""
+        return self.decay_lr and self.lr_schedule != "constant"
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches a step, over all processes; of one sequence each while batch_size is still 'auto'."""
         if self.tokens_per_step is not None:
             return self.sequences_per_step // (1 if self.batch_size == "auto" else self.batch_size)
         return 40 if self.gradient_accumulation_steps is None else self.gradient_accumulation_steps
 
     @property
-    def sequences_per_step(self):
+    def sequences_per_step(self) -> int:
+        """Sequences a step, over all processes and micro-batches."""
         if self.tokens_per_step is not None:
             return self.tokens_per_step // self.block_size
         return self.micro_batches * self.batch_size
 
-    def learning_rate_at(self, step):
-        """Learning rate of step number `step`, the first being 0."""
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of step number `step`, the first being 0."""
         last = self.lr_decay_iters or self.max_iters
         low = self.learning_rate / 10 if self.min_lr is None else self.min_lr
         if step < self.warmup_iters:
             return self.learning_rate * (step + 1) / (self.warmup_iters + 1)
-        if self.lr_schedule == "constant" or not self.decay_lr:
+        if not self.decays:
             return self.learning_rate
         if step >= last:
             return low
