@@ -1,19 +1,24 @@
-# The quick form of the experiment: a run takes seconds, so that all of it fits into a few minutes on two CPU cores.
-# python compare.py config/compare_tiny.py --vary mlp=gelu,bio --seeds=3
-eval_interval = 100
-eval_iters = 20
+# The experiment in its quickest form: a run takes seconds.
+#
+#     python compare.py config/compare_tiny.py --vary mlp=gelu,bio --seeds=3
+#
+# Time: 1:46 min for six runs on one core of a busy machine. Expected: bio 0.156 [0.071, 0.241] worse, which is the start
+# and not the neuron. At width 64 the feature gate learns slowly at first, and 400 steps end before it has caught up:
+# with --bio_gate=none the difference is +0.002 [-0.035, 0.039], with --c_fc_std=unit +0.006 [-0.053, 0.065], both
+# inconclusive (LOG.md). The setting stays as it is: it was chosen for its speed, before its outcome was known.
+eval_interval = 100  # four points of a curve
+eval_iters = 20  # the last evaluation, by compare.py, takes the whole reporting half
 log_interval = 100
 
 dataset = "shakespeare_works"
-batch_size = 12
-gradient_accumulation_steps = 1
-block_size = 64
+gradient_accumulation_steps = 1  # one micro-batch of 12: small batches and many steps learn most in a CPU's time
+block_size = 64  # characters
 
-n_layer = 2
+n_layer = 2  # 0.11M parameters
 n_head = 2
 n_embd = 64
 
-learning_rate = 3e-3  # a small model bears a high one
-max_iters = 400
+learning_rate = 3e-3  # a small model bears a high one; it is tuned for no arm
+max_iters = 400  # 10 to 15 s a run
 warmup_iters = 50
-beta2 = 0.99  # a step holds few tokens
+beta2 = 0.99  # a step holds few tokens, so AdamW's average of squared gradients should be long
