@@ -1,7 +1,7 @@
 # Shakespeare by characters on a card: nanoGPT's 6 layers, 6 heads, width 384, context of 256.
 #
 #     python train.py config/config_shakespeare_bio_3070.py
-#     python train.py config/config_shakespeare_bio_3070.py --use_bio_mlp=False --out_dir=out/shakespeare   (its control)
+#     python train.py config/config_shakespeare_bio_3070.py --use_bio_mlp=False --out_dir=out/shakespeare  (its control)
 #
 # Time and expected loss: not measured, for want of a card.
 out_dir = "out/shakespeare_bio"
