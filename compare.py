@@ -14,14 +14,35 @@ import shutil
 import signal
 import statistics
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from experiment.arms import key_of, plan, settings_of
-from experiment.ledger import Ledger
-from experiment.workers import BLOCK, FIRST, Progress, bursts, halves, one_run, run_all
+from experiment.arms import (
+    Arm,
+    ArmCost,
+    ArmResult,
+    CompareOptions,
+    Comparison,
+    Point,
+    Study,
+    Tuning,
+    at_edge,
+    parse_also,
+    plan_arms,
+    spell,
+)
+from experiment.ledger import Ledger, Run, key_of, make_run, settings_of, swept_value
+from experiment.workers import (
+    FIRST_STEPS,
+    VALIDATION_BLOCK,
+    Progress,
+    first_steps,
+    half_of_windows,
+    one_run,
+    run_all,
+)
 from model_bio import GPT
 from train import prepare_missing
 from wiggle import blowup, errors
@@ -29,47 +50,20 @@ from wiggle.dataset import Dataset
 from wiggle.errors import UserError
 from wiggle.run_log import print_line
 
-ROUNDS = 5  # of alternated timing
-TOLERANCE = 1e-5  # of recomputed losses, relative: another number of threads rounds otherwise
-TUNING_SEEDS = 1000  # this far from the reporting seeds
+ROUNDS = 5  # of timing the arms by turns
+TOLERANCE = 1e-5  # relative, of recomputed losses; another thread count rounds differently
+TUNING_SEEDS_FROM = 1000  # added to the seed: so far do tuning seeds lie from reporting seeds
 
 
-@dataclass
-class Study:
-    """What was asked for, and what came of it."""
-
-    options: argparse.Namespace
-    words: list  # of the command line, for train.py
-    arms: list  # the control first
-    tuned: str | None  # key
-    values: list  # of the tuned key
-    out_dir: Path
-    seeds: dict  # stage -> its seeds
-    threads: int  # of each process
-    identity: dict = field(default_factory=dict)  # of the data
-    failed: list = field(default_factory=list)  # runs
-    notes: list = field(default_factory=list)  # of what a reader must be warned
-
-
-class Run:
-    def __init__(self, study, arm, stage, value, seed):
-        changes = {"seed": seed} if value is None else {"seed": seed, study.tuned: value}
-        self.arm, self.stage, self.value, self.seed = arm, stage, value, seed
-        self.config = replace(arm.config, **changes)
-        self.settings = settings_of(self.config, arm.neuron, study.identity)
-        self.key = key_of(self.settings)
-
-    def __str__(self):
-        tuned = "" if self.value is None else f" at {self.value:g}"
-        return f"{self.arm.name}{tuned}, seed {self.seed}"
+# --- plan: the command line, the arms, what they cost ---
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message):
+    def error(self, message: str) -> None:
         raise UserError(message)
 
 
-def parse(argv):
+def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
     """-> (options, the words that are train.py's)."""
     form = argparse.RawDescriptionHelpFormatter
     more = "python train.py --help lists the keys that can be set, varied and swept."
@@ -78,140 +72,182 @@ def parse(argv):
     add("--vary", action="append", required=True, metavar="KEY=A,B", help="the difference; given twice, the full grid")
     add("--control", metavar="ARM", help="the arm that the others are judged against (default: the first)")
     add("--seeds", type=int, default=3, help="reporting runs of each arm (default 3; fewer give no verdict)")
-    add("--sweep", metavar="KEY=X,Y,Z", help="tune this key for each arm alike, on the tuning half of validation")
-    add("--tuning_seeds", type=int, default=1, help="runs of each arm at each value of the sweep (default 1)")
+    sweep_help = "tune this key for each arm alike, on the tuning half; given again, the full grid of the keys"
+    add("--sweep", action="append", default=[], metavar="KEY=X,Y,Z", help=sweep_help)
+    also_help = "report too at each arm's best point with this value of a swept key"
+    add("--also", action="append", default=[], metavar="KEY=X", help=also_help)
+    add("--tuning_seeds", type=int, default=2, help="runs of each arm at each point of the sweep (default 2)")
     add("--match", choices=("steps", "flops", "time"), default="steps", help="what arms get alike (default: steps)")
     add("--jobs", type=int, default=1, help="runs at a time, cores divided among them (default 1); 0: in this process")
     add("--out_dir", help="folder of runs.jsonl and the report (default: out/compare/CONFIG-KEY)")
     add("--reuse", metavar="FILE", help="runs.jsonl of another comparison, whose matching runs are not repeated")
     add("--keep", action="store_true", help="keep best.pt and metrics.jsonl of each reporting run, in OUT/kept")
     add("--report", action="store_true", help="write the report of the finished runs, run nothing")
-    options, words = parser.parse_known_args(argv)
-    if not (1 <= options.seeds <= TUNING_SEEDS and 1 <= options.tuning_seeds <= TUNING_SEEDS and options.jobs >= 0):
-        raise UserError(f"seeds and tuning_seeds must lie in 1..{TUNING_SEEDS}, jobs must be at least 0")
+    flags, words = parser.parse_known_args(argv)
+    options = CompareOptions(**vars(flags))
+    most = TUNING_SEEDS_FROM
+    if not (1 <= options.seeds <= most and 1 <= options.tuning_seeds <= most and options.jobs >= 0):
+        raise UserError(f"seeds and tuning_seeds must lie in 1..{most}, jobs must be at least 0")
     return options, words
 
 
-def begin(argv):
-    """The command line -> Study, its arms resolved, counted and isolated."""
+def plan_study(argv: list[str]) -> Study:
+    """The command line -> Study, its arms resolved and isolated."""
     options, words = parse(argv)
-    arms, tuned, values = plan(options.vary, options.sweep, options.control, options.match, words)
+    arms, swept = plan_arms(options.vary, options.sweep, options.control, options.match, words)
+    also = [parse_also(text, swept, words) for text in options.also]
     config = next((Path(word).stem for word in words if word[:2] != "--" and word.endswith(".py")), "defaults")
     varied = [text.partition("=")[0] for text in options.vary]
     seed = arms[0].config.seed
-    seeds = {"tuning": range(seed + TUNING_SEEDS, seed + TUNING_SEEDS + options.tuning_seeds)}
-    seeds["reporting"] = range(seed, seed + options.seeds)
+    tuning_seeds = range(seed + TUNING_SEEDS_FROM, seed + TUNING_SEEDS_FROM + options.tuning_seeds)
+    seeds = {"tuning": tuning_seeds, "reporting": range(seed, seed + options.seeds)}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // max(1, options.jobs)))
     out_dir = Path(options.out_dir or Path("out/compare", "-".join([config, *varied])))
-    study = Study(options, words, arms, tuned, values, out_dir, seeds, threads)
-    prepare(study)
-    return study
+    return Study(options, words, arms, swept, also, out_dir, seeds, threads)
 
 
-def prepare(study):
-    """Count each arm's parameters and FLOPs, sound the alarm, and see that the data can be judged on."""
+def prepare_data(study: Study) -> Dataset:
+    """The data of all arms, made where it is missing. Raises UserError where it is too short to be judged on."""
     config = study.arms[0].config
     prepare_missing(config, print_line)
     data = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
-    if not halves(len(data.fixed_windows("val", 0)), config.block_size).any():
-        raise UserError(f"{config.dataset} has too few validation tokens: each half needs a block of {BLOCK}")
-    study.identity = data.identity
+    if not half_of_windows(len(data.fixed_windows("val", 0)), config.block_size).any():
+        raise UserError(
+            f"{config.dataset} has too few validation tokens: each half needs a block of {VALIDATION_BLOCK}"
+        )
+    return data
+
+
+def count_costs(study: Study, data: Dataset, ledger: Ledger) -> dict[str, ArmCost]:
+    """Count parameters and FLOPs of each arm, sound the alarm of blow-ups, and time the steps -> costs by arm."""
+    counted = {}
     for arm in study.arms:
         shape, limit = arm.config.gpt_config(arm.config.vocab_size or data.model_vocab), arm.config.max_blowup
         with torch.device("meta"):
             model = GPT(shape, arm.neuron)
-        arm.parameters, arm.flops = model.get_num_params(non_embedding=False), model.flops_per_token()
+        counted[arm.name] = model.get_num_params(non_embedding=False), model.flops_per_token()
         if limit is not None and shape.mlp != "gelu" and not study.options.report:
             device, dtype = torch.device(arm.config.device), getattr(torch, arm.config.dtype)
             blowup.alarm(shape, limit, False, device, dtype, arm.neuron, print_line)
+    timed = time_arms(study, data.identity, ledger)
+    return {name: ArmCost(*counted[name], *timed[name]) for name in counted}
 
 
-def alone(study, function, arguments, what):
-    """Do one thing in a process of its own, while nothing else runs -> its outcome, or None."""
-    found, folder = {}, study.out_dir / "running" / what
-    task = (what, function, arguments, folder)
-    run_all([task], study.options.jobs and 1, study.threads, lambda what, *ended: found.update({what: ended}))
-    outcome, error = found[what]
+def time_arms(study: Study, identity: dict, ledger: Ledger) -> dict[str, tuple[float, float]]:
+    """
+    Milliseconds a step of each arm, and their ratio to the control's, timed by turns; NaN where that failed.
+
+    Times are kept in the ledger, so that --match=time gives the same steps when the command goes on.
+    """
+    keys = {}
+    for arm in study.arms:
+        settings = settings_of(replace(arm.config, seed=0), arm.neuron, identity)
+        keys[arm.name] = f"{key_of(settings)}-{study.threads}"
+    missing = [arm for arm in study.arms if not ledger.get("timing", keys[arm.name])]
+    if missing and not study.options.report:
+        control = study.arms[0]
+        arms = [control, *(arm for arm in missing if arm is not control)]
+        print_line(f"timing    {', '.join(arm.name for arm in arms)}, by turns")
+        found = first_steps_alone(study, [arm.config for arm in arms], ROUNDS, "timing")
+        medians = {arm.name: statistics.median(ms) for arm, (_, ms) in zip(arms, found, strict=True) if ms}
+        for arm in missing:
+            if {arm.name, control.name} <= set(medians):
+                ms, ratio = medians[arm.name], medians[arm.name] / medians[control.name]
+                ledger.add("timing", keys[arm.name], arm=arm.name, ms=ms, ratio=ratio)
+    records = {name: ledger.get("timing", key) or {} for name, key in keys.items()}
+    return {
+        name: (record.get("ms", float("nan")), record.get("ratio", float("nan"))) for name, record in records.items()
+    }
+
+
+def first_steps_alone(study: Study, configs: list, rounds: int, name: str) -> list[tuple[list, list]]:
+    """What workers.first_steps gives for these configs, found in a process of its own while nothing else runs."""
+    folder, ended = study.out_dir / "running" / name, []
+    configs = [replace(config, out_dir=str(folder / "run")) for config in configs]
+    task = (name, first_steps, (configs, rounds), folder)
+    run_all([task], study.options.jobs and 1, study.threads, lambda _, *outcome: ended.append(outcome))
+    outcome, error = ended[0]
     if error:
-        print_line(f"warning   {what} failed, {folder / 'log'} has more: {error}")
-    else:
-        shutil.rmtree(folder)
+        print_line(f"warning   {name} failed, {folder / 'log'} has more: {error}")
+        return [([], [])] * len(configs)
+    shutil.rmtree(folder)
     return outcome
 
 
-def measure(study, ledger):
-    """Milliseconds a step of each arm beside the control, alternated; kept, so that --match=time stays what it was."""
-
-    def key(arm):
-        return f"{key_of(settings_of(replace(arm.config, seed=0), arm.neuron, study.identity))}-{study.threads}"
-
-    missing = [arm for arm in study.arms if not ledger.get("timing", key(arm))]
-    if missing and not study.options.report:
-        arms = [study.arms[0], *(arm for arm in missing if arm is not study.arms[0])]
-        print_line(f"timing    {', '.join(arm.name for arm in arms)}, by turns")
-        folder = str(study.out_dir / "running" / "timing" / "run")
-        found = alone(study, bursts, ([replace(arm.config, out_dir=folder) for arm in arms], ROUNDS), "timing") or []
-        medians = {arm.name: statistics.median(ms) for arm, (_, ms) in zip(arms, found, strict=False) if ms}
-        for arm in missing:
-            if {arm.name, arms[0].name} <= set(medians):
-                ms, ratio = medians[arm.name], medians[arm.name] / medians[arms[0].name]
-                ledger.add("timing", key(arm), arm=arm.name, ms=ms, ratio=ratio)
-    for arm in study.arms:
-        if record := ledger.get("timing", key(arm)):
-            arm.ms, arm.ratio = record["ms"], record["ratio"]
-
-
-def share_budget(study):
-    """Set each arm's number of steps so that all get the control's FLOPs, or its seconds."""
+def share_budget(study: Study, costs: dict[str, ArmCost]) -> Study:
+    """The study with each arm's number of steps set so that all get the control's FLOPs, or its seconds."""
     if study.options.match == "steps":
-        return
-
-    def price(arm):  # of a step
-        tokens = arm.config.sequences_per_step * arm.config.block_size
-        return arm.ratio if study.options.match == "time" else arm.flops * tokens
-
-    control = study.arms[0]
+        return study
+    arms, control = [], study.arms[0]
     for arm in study.arms:
-        scale = price(control) / price(arm)
+        scale = price_of_step(study, control, costs) / price_of_step(study, arm, costs)
         if scale != scale:
             raise UserError(f"--match=time needs the time of a step of {arm.name}, which could not be measured")
-        last = arm.config.lr_decay_iters
-        changes = {"max_iters": max(1, round(control.config.max_iters * scale))}
-        arm.config = replace(arm.config, **changes, lr_decay_iters=last and max(1, round(last * scale)))
+        last, steps = arm.config.lr_decay_iters, max(1, round(control.config.max_iters * scale))
+        config = replace(arm.config, max_iters=steps, lr_decay_iters=last and max(1, round(last * scale)))
+        arms.append(replace(arm, config=config))
+    return replace(study, arms=arms)
 
 
-def check(study, ledger, runs):
+def price_of_step(study: Study, arm: Arm, costs: dict[str, ArmCost]) -> float:
+    """What a step costs in the budget that --match names: in control's steps, or in FLOPs."""
+    if study.options.match == "time":
+        return costs[arm.name].ratio
+    return costs[arm.name].flops_per_token * arm.config.sequences_per_step * arm.config.block_size
+
+
+# --- run: what is not finished, each run kept as it ends ---
+
+
+def make_runs(study: Study, identity: dict, stage: str, points: dict[str, list[Point]]) -> list[Run]:
+    """The runs of a stage, seed by seed; points: by arm."""
+    return [
+        make_run(study, identity, arm, stage, point, seed)
+        for seed in study.seeds[stage]
+        for arm in study.arms
+        for point in points[arm.name]
+    ]
+
+
+def reuse(path: str, ledger: Ledger, runs: list[Run]) -> None:
+    """Copy the records of these runs from another comparison's runs.jsonl, where this one lacks them."""
+    other = Ledger(path)
+    for run in runs:
+        if other.finished(run) and not ledger.finished(run):
+            ledger.add(**other.finished(run))
+
+
+def recheck_first_losses(study: Study, ledger: Ledger, runs: list[Run]) -> None:
     """Raise UserError unless the first losses of a finished run of each arm come out again as they were."""
     kept = [run for run in runs if (record := ledger.finished(run)) and record["first_losses"]]
     known = list({run.arm.name: run for run in reversed(kept)}.values())
     if not known:
         return
-    folder = str(study.out_dir / "running" / "check" / "run")
-    found = alone(study, bursts, ([replace(run.config, out_dir=folder) for run in known], 1), "check")
-    found = found or [([], [])] * len(known)
+    found = first_steps_alone(study, [run.config for run in known], 1, "check")
     for run, (losses, _) in zip(known, found, strict=True):
         before = ledger.finished(run)["first_losses"]
         apart = max((abs(a - b) / abs(b) for a, b in zip(losses, before, strict=False)), default=float("inf"))
         if apart > TOLERANCE:
             raise UserError(
-                f"the first {FIRST} losses of {run} are not what they were (off by {100 * apart:.2g} %): go on with "
-                f"the code that wrote {ledger.path}, or start anew with another --out_dir"
+                f"the first {FIRST_STEPS} losses of {run} are not what they were (off by {100 * apart:.2g} %): go on "
+                f"with the code that wrote {ledger.path}, or start anew with another --out_dir"
             )
-    print_line(f"check     the first {FIRST} losses of {len(known)} finished runs came out again as they were")
+    print_line(f"check     the first {FIRST_STEPS} losses of {len(known)} finished runs came out again as they were")
 
 
-def do(study, ledger, runs, progress):
-    """Do the runs that are not finished, and keep each as it ends."""
+def run_missing(study: Study, ledger: Ledger, runs: list[Run], progress: Progress) -> list[Run]:
+    """Do the runs that are not finished, and keep each as it ends -> the runs that failed."""
+    failed = []
 
-    def done(run, outcome, error):
+    def done(run: Run, outcome: dict | None, error: str | None) -> None:
         folder = study.out_dir / "running" / run.key
         if error:
-            study.failed.append(run)
+            failed.append(run)
             progress.end(run, f"FAILED, {folder / 'log'} has more: {error}")
             return
         shutil.rmtree(folder)
-        names = {"arm": run.arm.name, "seed": run.seed, "value": run.value}
+        names = {"arm": run.arm.name, "seed": run.seed, "value": swept_value(study, run.point)}
         ledger.add(run.stage, run.key, **names, **outcome, settings=run.settings)
         progress.end(run, "diverged" if outcome["loss"] is None else f"val {outcome['loss']:.4f}")
 
@@ -223,75 +259,123 @@ def do(study, ledger, runs, progress):
             continue
         shutil.rmtree(folder, ignore_errors=True)
         keep = study.options.keep and run.stage == "reporting"
-        kept = study.out_dir / "kept" / f"{run.arm.name}-{run.seed}" if keep else None
+        point = map(spell, run.point) if study.also else ()  # an arm may be reported at two points
+        kept = study.out_dir / "kept" / "-".join([run.arm.name, str(run.seed), *point]) if keep else None
         tasks[run.key] = run, one_run, (replace(run.config, out_dir=str(folder / "run")), run.stage, kept), folder
     run_all(list(tasks.values()), study.options.jobs, study.threads, done)
+    return failed
 
 
-def tune(study, ledger, runs):
-    """Take, for each arm, the value of the tuned key with the lowest mean loss on the tuning half."""
+def read_tuning(study: Study, ledger: Ledger, runs: list[Run]) -> dict[str, Tuning]:
+    """Mean losses of the finished tuning runs, by arm, at each point where all of them are finished."""
+    losses = {(arm.name, point): [] for arm in study.arms for point in study.points}
+    for run in runs:
+        if record := ledger.finished(run):
+            losses[run.arm.name, run.point].append(float("inf") if record["loss"] is None else record["loss"])
+    whole = {key: found for key, found in losses.items() if len(found) == len(study.seeds["tuning"])}
+    return {
+        arm.name: Tuning({point: statistics.mean(found) for (name, point), found in whole.items() if name == arm.name})
+        for arm in study.arms
+    }
+
+
+def take_points(study: Study, tunings: dict[str, Tuning], place: tuple[str, object] | None) -> dict[str, Point | None]:
+    """The point at which each arm is reported: its best one, for --also among those with this (key, value)."""
+    if not study.swept:
+        return {arm.name: () for arm in study.arms}
+    where = (list(study.swept).index(place[0]), place[1]) if place else ()
+    return {name: tuning.best(*where) for name, tuning in tunings.items()}
+
+
+# --- report: what came of it, and what a reader must be warned of ---
+
+
+def collect(study: Study, ledger: Ledger, costs: dict[str, ArmCost], runs: list[Run], points: dict) -> list[ArmResult]:
+    """The finished reporting runs of each arm at the point that was taken for it."""
+    results = []
     for arm in study.arms:
-        for value in study.values:
-            records = [ledger.finished(run) for run in runs if run.arm is arm and run.value == value]
-            losses = [record["loss"] for record in records if record]
-            if losses and len(losses) == len(records):
-                arm.tuning[value] = statistics.mean(float("inf") if loss is None else loss for loss in losses)
-        if not arm.tuning:
-            continue
-        best = min(arm.tuning, key=arm.tuning.get)
-        arm.value = best if arm.tuning[best] < float("inf") else None
-        if arm.value in (study.values[0], study.values[-1]):
-            study.notes.append(f"{study.tuned} {arm.value:g}, {arm.name}'s best, is at the edge of the sweep: widen it")
+        point = points[arm.name]
+        mine = [run for run in runs if run.arm is arm and run.point == point and ledger.finished(run)]
+        records = {run.seed: ledger.finished(run) for run in mine}
+        results.append(ArmResult(arm, costs[arm.name], point, records))
+    return results
 
 
-def collect(study, ledger, runs):
-    """Give each arm its finished reporting runs, and note what is missing or diverged."""
-    for arm in study.arms:
-        found = {run.seed: ledger.finished(run) for run in runs if run.arm is arm}
-        arm.runs = {seed: record for seed, record in found.items() if record}
-        diverged = [str(seed) for seed, record in arm.runs.items() if record["loss"] is None]
-        if diverged:
-            study.notes.append(f"{arm.name} diverged with seed {', '.join(diverged)}, which its numbers leave out")
-        if len(arm.runs) < len(study.seeds["reporting"]):
-            study.notes.append(f"{arm.name} has {len(arm.runs)} of {len(study.seeds['reporting'])} reporting runs")
+def notes_on_edges(study: Study, comparison: Comparison) -> list[str]:
+    """A sentence for each arm's best value that is the smallest or the largest of a sweep."""
+    notes = []
+    where = f" at {comparison.where}" if comparison.where else ""
+    for result in comparison.results:
+        for key in at_edge(study, result.arm, result.point) if result.point else []:
+            value = spell(dict(zip(study.swept, result.point, strict=True))[key])
+            if f"{key}={value}" != comparison.where:
+                notes.append(f"{key} {value}, {result.arm.name}'s best{where}, is at the edge of the sweep: widen it")
+    return notes
+
+
+def notes_on_seeds(study: Study, comparison: Comparison) -> list[str]:
+    """A sentence for each arm of which reporting seeds are missing or diverged."""
+    notes, planned = [], len(study.seeds["reporting"])
+    where = f" at {comparison.where}" if comparison.where else ""
+    for result in comparison.results:
+        name = result.arm.name + where
+        diverged = [str(seed) for seed, record in result.runs.items() if record["loss"] is None]
+        if diverged and result is comparison.results[0]:
+            notes.append(f"{name}, the control, diverged with seed {', '.join(diverged)}: no arm gets a verdict")
+        elif diverged:
+            notes.append(f"{name} diverged with seed {', '.join(diverged)}, which counts against it")
+        if len(result.runs) < planned:
+            notes.append(f"{name} has {len(result.runs)} of {planned} reporting runs")
+    return notes
+
+
+def carry_out(study: Study, ledger: Ledger, identity: dict, costs: dict[str, ArmCost]) -> tuple[list, dict, list]:
+    """Do what is missing, unless --report asks for none -> (comparisons, tunings by arm, failed runs)."""
+    options, everywhere = study.options, {arm.name: study.points for arm in study.arms}
+    tuning = make_runs(study, identity, "tuning", everywhere) if study.swept else []
+    candidates = [*tuning, *make_runs(study, identity, "reporting", everywhere)]
+    if options.reuse:
+        reuse(options.reuse, ledger, candidates)
+    failed, places = [], [None, *study.also]
+    if not options.report:
+        recheck_first_losses(study, ledger, candidates)
+        reported = candidates[len(tuning) :: len(study.points)] * len(places)  # as many as there will be
+        progress = Progress([*tuning, *reported], {name: cost.ms_per_step for name, cost in costs.items()})
+        failed += run_missing(study, ledger, tuning, progress)
+    tunings = read_tuning(study, ledger, tuning)
+    taken = [take_points(study, tunings, place) for place in places]
+    points = {name: [at[name] for at in taken if at[name] is not None] for name in everywhere}
+    reporting = make_runs(study, identity, "reporting", points)
+    if not options.report:
+        failed += run_missing(study, ledger, reporting, progress)
+    wheres = ["", *(f"{key}={spell(value)}" for key, value in study.also)]
+    comparisons = [
+        Comparison(where, collect(study, ledger, costs, reporting, at)) for where, at in zip(wheres, taken, strict=True)
+    ]
+    return comparisons, tunings, failed
 
 
 @errors.script
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    study = begin(argv)
+    study = plan_study(argv)
+    data = prepare_data(study)
     ledger = Ledger(study.out_dir / "runs.jsonl")
-    measure(study, ledger)
-    share_budget(study)
-    values, seeds = study.values or [None], study.seeds
-    tuning = [Run(study, a, "tuning", v, seed) for seed in seeds["tuning"] for v in study.values for a in study.arms]
-    reporting = [Run(study, a, "reporting", v, seed) for v in values for seed in seeds["reporting"] for a in study.arms]
-    if study.options.reuse:
-        other = Ledger(study.options.reuse)
-        for run in [*tuning, *reporting]:
-            if other.finished(run) and not ledger.finished(run):
-                ledger.add(**other.finished(run))
-    running = not study.options.report
-    if running:
-        check(study, ledger, [*tuning, *reporting])
-        progress = Progress([*tuning, *reporting[: len(reporting) // len(values)]])
+    costs = count_costs(study, data, ledger)
+    study = share_budget(study, costs)
     try:
-        if running:
-            do(study, ledger, tuning, progress)
-        tune(study, ledger, tuning)
-        reporting = [run for run in reporting if run.value == run.arm.value]
-        if running:
-            do(study, ledger, reporting, progress)
+        comparisons, tunings, failed = carry_out(study, ledger, data.identity, costs)
     except KeyboardInterrupt:
         print_line(f"stopped   the finished runs are in {ledger.path}: the same command goes on from here")
         raise
-    collect(study, ledger, reporting)
-    from experiment import report
+    notes = [note for comparison in comparisons for note in notes_on_edges(study, comparison)]
+    notes += [note for comparison in comparisons for note in notes_on_seeds(study, comparison)]
+    from experiment import report  # after the runs: their processes import this file, and need no matplotlib
 
-    for line in report.write(study, argv):
+    for line in report.write(study, comparisons, tunings, notes, argv):
         print_line(line)
-    if study.failed:
-        raise UserError(f"{len(study.failed)} runs failed, the others are kept: the same command tries them again")
+    if failed:
+        raise UserError(f"{len(failed)} runs failed, the others are kept: the same command tries them again")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The arms of an experiment: settings that are resolved as train.py would, and proved to differ in one key alone."""
 
-import hashlib
 import itertools
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 from model_bio import HISTORIC
 from train import TrainConfig
@@ -18,25 +18,103 @@ BYSTANDERS |= {"final_sample", "wandb_log", "wandb_project", "wandb_run_name", "
 BYSTANDERS |= {*HISTORIC, "bio_compartments"}
 JUDGES = {"seed", "eval_iters", "eval_interval"}
 
+Point = tuple  # one value for each swept key, in the order of the sweeps; () where nothing is swept
 
-@dataclass
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """The flags of compare.py, as its --help explains them."""
+
+    vary: list[str]
+    control: str | None
+    seeds: int
+    sweep: list[str]
+    also: list[str]
+    tuning_seeds: int
+    match: Literal["steps", "flops", "time"]
+    jobs: int
+    out_dir: str | None
+    reuse: str | None
+    keep: bool
+    report: bool
+
+
+@dataclass(frozen=True)
 class Arm:
-    """One side of the comparison."""
+    """One side of the comparison. settings: the values of the varied keys, as far as the arm's model reads them."""
 
     name: str
-    settings: dict  # of the varied keys, as far as its model reads them
+    settings: dict
     config: TrainConfig
     neuron: Neuron | None = None
-    parameters: int = 0
-    flops: float = 0.0  # a token
-    ms: float = float("nan")  # a step
-    ratio: float = float("nan")  # of ms to the control's, measured side by side
-    tuning: dict = field(default_factory=dict)  # value of the tuned key -> loss on the tuning half
-    value: float | None = None  # the one taken
-    runs: dict = field(default_factory=dict)  # reporting seed -> what runs.jsonl keeps
 
 
-def split(text):
+@dataclass(frozen=True)
+class ArmCost:
+    """What an arm takes. ratio: of its step's time to the control's, timed by turns; NaN where nothing was timed."""
+
+    parameters: int
+    flops_per_token: float
+    ms_per_step: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Mean loss of an arm on the tuning half at each point of the sweep, infinite where a run diverged."""
+
+    losses: dict[Point, float]
+
+    def best(self, key_number: int | None = None, value: object = None) -> Point | None:
+        """The point with the lowest finite loss, among those that have `value` for the swept key of this number."""
+        fits = [point for point in self.losses if key_number is None or point[key_number] == value]
+        finite = [point for point in fits if self.losses[point] < float("inf")]
+        return min(finite, key=self.losses.get, default=None)
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """The reporting runs of an arm at the point taken for it (None: none could be), by seed, as runs.jsonl has them."""
+
+    arm: Arm
+    cost: ArmCost
+    point: Point | None
+    runs: dict[int, dict]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All arms at their best points, the control first. where: a condition on these points, as 'c_fc_std=None'."""
+
+    where: str
+    results: list[ArmResult]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What compare.py was asked for."""
+
+    options: CompareOptions
+    words: list[str]  # the part of the command line that is train.py's
+    arms: list[Arm]  # the control first
+    swept: dict[str, list]  # tuned key -> its values, in their order
+    also: list[tuple[str, object]]  # (tuned key, value) that are reported beside the best
+    out_dir: Path
+    seeds: dict[str, range]  # of each stage, "tuning" and "reporting"
+    threads: int  # of each process
+
+    @property
+    def points(self) -> list[Point]:
+        """The grid of the swept values; one empty point where nothing is swept."""
+        return list(itertools.product(*self.swept.values()))
+
+
+def spell(value: object) -> str:
+    """A setting's value as a flag spells it."""
+    return f"{value:g}" if type(value) in (int, float) else str(value)
+
+
+def parse_varied(text: str) -> tuple[str, list[str]]:
     """'key=a,b' -> (key in today's spelling, ['--key=a', '--key=b'])."""
     key, _, values = text.partition("=")
     if not all(values.split(",")):
@@ -46,7 +124,7 @@ def split(text):
     return HISTORIC.get(key, (key,))[0], [f"--{key}={value}" for value in values.split(",")]
 
 
-def resolve(words, flags, varied):
+def resolve(words: list[str], flags: list[str], varied: list[str]) -> TrainConfig:
     """
     The TrainConfig of one arm, as train.py resolves these words.
 
@@ -54,9 +132,8 @@ def resolve(words, flags, varied):
     by them does so then, and `isolate` names it.
     """
     first = configurator.read_settings(TrainConfig, [*words, *flags])
-    config = configurator.read_settings(
-        TrainConfig, [*words, *flags], preset={key: getattr(first, key) for key in varied}
-    )
+    preset = {key: getattr(first, key) for key in varied}
+    config = configurator.read_settings(TrainConfig, [*words, *flags], preset=preset)
     if config.init_from != "scratch" or config.eval_only or config.batch_size == "auto":
         raise UserError("arms train from scratch with a batch_size given as a number: no init_from, eval_only or auto")
     device = pick_device(config.device)
@@ -65,30 +142,49 @@ def resolve(words, flags, varied):
     return replace(config, **picked, wandb_log=False, final_sample=0, always_save_checkpoint=True)
 
 
-def unread(config):
+def unread(config: TrainConfig) -> set[str]:
     """Keys that a model of this config never looks at."""
     keys = set() if config.mlp == "bio" else {"bio_gate", "bio_threshold"}
     dendritic = {"dendritic_branches", "dendritic_beta", "dendritic_beta_init"}
     return keys if config.mlp == "dendritic" else keys | dendritic
 
 
-def plan(vary, sweep, control, match, words):
+def plan_arms(
+    vary: list[str], sweep: list[str], control: str | None, match: str, words: list[str]
+) -> tuple[list[Arm], dict[str, list]]:
     """
-    vary: ['key=a,b'], one or two; sweep: 'key=x,y' or None; control: an arm's name or None; words: train.py's.
+    vary: 'key=a,b', one or two; sweep: 'key=x,y', any number; control: an arm's name or None; words: train.py's.
 
-    -> (arms, the control first; tuned key or None; its values). Raises UserError where the arms are not isolated.
+    -> (arms, the control first; the values of each swept key in their order). Raises UserError where the arms are not
+    isolated.
     """
-    wanted = [split(text) for text in vary]
-    tuned, sweep = split(sweep) if sweep else (None, [])
-    varied = [key for key, _ in wanted]
-    if len(varied) > 2 or len(set(varied) | {tuned}) <= len(varied):
-        raise UserError("vary one key, or two as a full grid, and sweep another one")
-    if unfit := {*varied, tuned} & (JUDGES | BYSTANDERS):
+    varied_flags = [parse_varied(text) for text in vary]
+    swept_flags = [parse_varied(text) for text in sweep]
+    varied, swept = [key for key, _ in varied_flags], [key for key, _ in swept_flags]
+    if len(varied) > 2 or len({*varied, *swept}) < len(varied) + len(swept):
+        raise UserError("vary one key, or two as a full grid, and sweep other ones, each given once")
+    if unfit := {*varied, *swept} & (JUDGES | BYSTANDERS):
         raise UserError(f"{min(unfit)} is no property of the model or of its training: it cannot be varied or swept")
-    if {"max_iters", "lr_decay_iters"} & {*varied, tuned} and match != "steps":
+    if "mlp" in swept:
+        raise UserError("mlp makes an arm of its own: vary it")
+    if {"max_iters", "lr_decay_iters"} & {*varied, *swept} and match != "steps":
         raise UserError(f"--match={match} sets the number of steps: it cannot be varied or swept")
-    arms = []
-    for flags in itertools.product(*(flags for _, flags in wanted)):
+    arms = build_arms(varied_flags, words)
+    if len(arms) < 2 or (control or arms[0].name) not in [arm.name for arm in arms]:
+        names = ", ".join(arm.name for arm in arms)
+        raise UserError(f"a comparison takes two arms or more, one of them the control; there are: {names}")
+    arms.sort(key=lambda arm: control not in (None, arm.name))
+    isolate(arms, {*varied, *swept})
+    values = {key: swept_values(key, flags, arms[0].config, words) for key, flags in swept_flags}
+    for arm, point in itertools.product(arms, itertools.product(*values.values())):
+        at_point(arm.config, values, point)  # raises where the arm cannot have these values
+    return arms, values
+
+
+def build_arms(varied_flags: list[tuple[str, list[str]]], words: list[str]) -> list[Arm]:
+    """An arm for each cell of the grid of varied keys whose model is one of its own."""
+    varied, arms = [key for key, _ in varied_flags], []
+    for flags in itertools.product(*(flags for _, flags in varied_flags)):
         config = resolve(words, flags, varied)
         settings = {key: getattr(config, key) for key in varied}
         settings = {key: value for key, value in settings.items() if key not in unread(config)} or settings
@@ -96,22 +192,13 @@ def plan(vary, sweep, control, match, words):
             name = " ".join(str(value).rpartition(".py:")[2] for value in settings.values())
             arms.append(Arm(name, settings, config, custom_neuron.load_neuron(config.mlp)))
         elif len(varied) == 1:
-            raise UserError(f"--vary {vary[0]} names one arm twice")
-    if len({arm.name for arm in arms}) < len(arms):
-        for arm in arms:
-            arm.name = " ".join(map(str, arm.settings.values()))
-    if len(arms) < 2 or (control or arms[0].name) not in [arm.name for arm in arms]:
-        names = ", ".join(arm.name for arm in arms)
-        raise UserError(f"a comparison takes two arms or more, one of them the control; there are: {names}")
-    arms.sort(key=lambda arm: control not in (None, arm.name))
-    isolate(arms, {*varied, tuned})
-    values = [getattr(configurator.read_settings(TrainConfig, [flag]), tuned) for flag in sweep]
-    if any(type(value) not in (int, float) for value in values):
-        raise UserError(f"--sweep takes numbers, which {tuned} is not")
-    return arms, tuned, sorted(set(values))
+            raise UserError(f"--vary names one arm twice: {flags[0].removeprefix('--')}")
+    if len({arm.name for arm in arms}) < len(arms):  # classes of one name in several files
+        arms = [replace(arm, name=" ".join(map(str, arm.settings.values()))) for arm in arms]
+    return arms
 
 
-def isolate(arms, allowed):
+def isolate(arms: list[Arm], allowed: set[str]) -> None:
     """Raise UserError where an arm differs from the control in a key that is not allowed to, and name it."""
     for arm in arms[1:]:
         for key in TrainConfig.__dataclass_fields__:
@@ -119,19 +206,47 @@ def isolate(arms, allowed):
             if key not in allowed and ours != theirs:
                 raise UserError(
                     f"{key} differs too: {ours!r} in {arms[0].name}, {theirs!r} in {arm.name}; "
-                    f"arms may differ in {', '.join(sorted(filter(None, allowed)))} alone"
+                    f"arms may differ in {', '.join(sorted(allowed))} alone"
                 )
 
 
-def settings_of(config, neuron, identity):
-    """What a run's outcome depends on, as plain values by key."""
-    settings = {key: value for key, value in asdict(config).items() if key not in BYSTANDERS | unread(config)}
-    settings |= {"mlp": f"{neuron.name} {neuron.sha256}"} if neuron else {}
-    return settings | {"data": identity}
+def swept_values(key: str, flags: list[str], config: TrainConfig, words: list[str]) -> list:
+    """The values that flags --key=x, --key=y give, each once: from small to large, or as given where unordered."""
+    values = [getattr(configurator.read_settings(TrainConfig, [*words, flag]), key) for flag in flags]
+    values = [value for i, value in enumerate(values) if value not in values[:i]]
+    sizes = [size_of(key, value, config) for value in values]
+    return values if None in sizes else sorted(values, key=lambda value: size_of(key, value, config))
 
 
-def key_of(settings):
-    """A hash of what is not at its default, so that a new key which changes nothing by default changes no hash."""
-    defaults = {key: f.default for key, f in TrainConfig.__dataclass_fields__.items()}
-    changed = {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
-    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:16]
+def size_of(key: str, value: object, config: TrainConfig) -> float | None:
+    """The number by which the values of a swept key are ordered; None for a word that has no place among numbers."""
+    if key == "c_fc_std":
+        return replace(config, c_fc_std=value).initial_c_fc_std()
+    return value if type(value) in (int, float) else None
+
+
+def at_edge(study: Study, arm: Arm, point: Point) -> list[str]:
+    """The swept keys whose value at this point is the smallest or the largest of the sweep."""
+    keys = []
+    for (key, values), value in zip(study.swept.items(), point, strict=True):
+        sizes = [size_of(key, v, arm.config) for v in values]
+        if None not in sizes and len(sizes) > 1 and size_of(key, value, arm.config) in (min(sizes), max(sizes)):
+            keys.append(key)
+    return keys
+
+
+def at_point(config: TrainConfig, swept: dict[str, list], point: Point) -> TrainConfig:
+    """The config with the swept keys at this point's values. Raises UserError where they contradict its others."""
+    try:
+        return replace(config, **dict(zip(swept, point, strict=True)))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def parse_also(text: str, swept: dict[str, list], words: list[str]) -> tuple[str, object]:
+    """'key=value' -> (key, value), where the value is one of those that are swept."""
+    key, flags = parse_varied(text)
+    value = getattr(configurator.read_settings(TrainConfig, [*words, flags[0]]), key)
+    if len(flags) > 1 or value not in swept.get(key, []):
+        raise UserError(f"--also {text} must name one value of a --sweep, at which the arms are reported too")
+    return key, value

@@ -1,14 +1,67 @@
-"""runs.jsonl, the file that keeps what came of each run of an experiment."""
+"""The runs of an experiment, what each is known by, and runs.jsonl, the file that keeps what came of them."""
 
+import hashlib
 import json
 import os
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from experiment.arms import BYSTANDERS, Arm, Point, Study, at_point, spell, unread
+from train import TrainConfig
+from wiggle.custom_neuron import Neuron
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a study. stage: 'tuning' or 'reporting'; settings: all that its outcome depends on."""
+
+    arm: Arm
+    stage: str
+    point: Point
+    seed: int
+    config: TrainConfig
+    settings: dict
+    key: str
+    spelled: str  # the point, as " at learning_rate=0.003"
+
+    def __str__(self) -> str:
+        return f"{self.arm.name}{self.spelled}, seed {self.seed}"
+
+
+def make_run(study: Study, identity: dict, arm: Arm, stage: str, point: Point, seed: int) -> Run:
+    """identity: of the data, as Dataset gives it."""
+    config = replace(at_point(arm.config, study.swept, point), seed=seed)
+    settings = settings_of(config, arm.neuron, identity)
+    pairs = [f"{key}={spell(value)}" for key, value in zip(study.swept, point, strict=True)]
+    spelled = f" at {', '.join(pairs)}" if pairs else ""
+    return Run(arm, stage, point, seed, config, settings, key_of(settings), spelled)
+
+
+def settings_of(config: TrainConfig, neuron: Neuron | None, identity: dict) -> dict:
+    """What a run's outcome depends on, as plain values by key."""
+    settings = {key: value for key, value in asdict(config).items() if key not in BYSTANDERS | unread(config)}
+    settings |= {"mlp": f"{neuron.name} {neuron.sha256}"} if neuron else {}
+    return settings | {"data": identity}
+
+
+def key_of(settings: dict) -> str:
+    """A hash of what is not at its default, so that a new key which changes nothing by default changes no hash."""
+    defaults = {key: f.default for key, f in TrainConfig.__dataclass_fields__.items()}
+    changed = {key: value for key, value in settings.items() if key not in defaults or value != defaults[key]}
+    return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def swept_value(study: Study, point: Point) -> float | dict | None:
+    """A point as runs.jsonl shows it: the number of a single swept key, else {key: value}; None without a sweep."""
+    if len(point) == 1 and type(point[0]) in (int, float):
+        return point[0]
+    return dict(zip(study.swept, point, strict=True)) or None
 
 
 class Ledger:
     """runs.jsonl: one JSON object a line, by kind and key. A line that a crash cut short is passed over."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path):
         self.path, self.records = Path(path), {}
         text = self.path.read_bytes() if self.path.exists() else b""
         for line in text.splitlines():
@@ -20,20 +73,20 @@ class Ledger:
         if text and not text.endswith(b"\n"):
             self._append(b"\n")
 
-    def get(self, kind, key):
+    def get(self, kind: str, key: str) -> dict | None:
         return self.records.get((kind, key))
 
-    def finished(self, run):
-        """The record of a run that is done, or None. Keys that came later are at their defaults: see arms.key_of."""
+    def finished(self, run: Run) -> dict | None:
+        """The record of a run that is done, or None. Keys that came later are at their defaults: see key_of."""
         record = self.get(run.stage, run.key)
         alike = record and all(record["settings"].get(key, value) == value for key, value in run.settings.items())
         return record if alike else None
 
-    def add(self, kind, key, **content):
+    def add(self, kind: str, key: str, **content) -> None:
         record = self.records[kind, key] = {"kind": kind, "key": key, **content}
         self._append(json.dumps(record).encode() + b"\n")
 
-    def _append(self, line):
+    def _append(self, line: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:
             file.write(line)

@@ -1,223 +1,273 @@
-"""
-What compare.py makes of its runs: paired statistics, table.csv, report.md, curves.png and forest.png.
-
-An arm is an arms.Arm whose `runs` map a seed to what runs.jsonl keeps of the run; the first of several is the control.
-"""
+"""What compare.py writes about its runs: report.md, table.csv and the pictures."""
 
 import csv
 import io
-import math
 import os
 import platform
-import re
 import shlex
 import subprocess
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
+from experiment.arms import ArmResult, Comparison, Point, Study, Tuning, spell
+from experiment.pictures import draw_curves, draw_forest
+from experiment.statistics import NAN, Difference, judge, paired
 from wiggle.files import atomic_write
 
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")  # Okabe and Ito
-STYLES = ("-", "--", "-.", ":")
-NAN = float("nan")
+BUDGETS = {"steps": "steps", "flops": "FLOPs", "time": "seconds"}  # --match -> what all arms had alike
+COSTS = {  # column of table.csv -> how report.md spells it
+    "parameters": lambda value: f"{value / 1e6:.3f}M",
+    "flops_per_token": lambda value: f"{value / 1e6:.2f}",
+    "ms_per_step": lambda value: number(value, ".1f"),
+    "tokens_per_second": lambda value: number(value, ",.0f"),
+    "peak_mb": lambda value: number(value, ",.0f"),
+}
+METHOD = (
+    "Validation loss is in nats a token, after the last step, on the reporting half of the validation split (every "
+    "second block of about 4,096 tokens): mean and standard deviation over seeds. Differences to the control are "
+    "paired by seed: with one seed all arms start from the same value of every weight that they share, and see the "
+    "same batches in the same order. The interval is Student's, of each arm by itself; p is corrected for the "
+    "number of arms after Holm, and a verdict takes p < 0.05 and 3 seeds. All arms had equal {budget}. The time of "
+    "a step is a median of bursts by turns, with one process running; memory is the highest that training added to "
+    "its process before an evaluation, or allocated on its card. Numbers in brackets are ratios to the control."
+)
+DIVERGED = (
+    "A diverged seed counts as worse than any loss: its arm is judged by ranks (Wilcoxon's signed-rank test) and can "
+    "not be better, nor can any arm of which a seed is missing; means and intervals are of the seeds that ended."
+)
 
 
-@dataclass
-class Difference:
+def write(
+    study: Study, comparisons: list[Comparison], tunings: dict[str, Tuning], notes: list[str], argv: list[str]
+) -> list[str]:
     """
-    An arm minus the control, paired by seed, in nats a token: below 0 is better.
+    Write the report into study.out_dir -> lines to print.
 
-    low..high: 95 % interval of the mean by Student's t; p: two-sided; p_holm: corrected for the number of arms.
-    NaN where there are too few seeds to tell.
+    comparisons: the arms at their best points first, then one for each --also; tunings: by arm; argv: of compare.py.
     """
-
-    values: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (seeds,)
-    mean: float = NAN
-    low: float = NAN
-    high: float = NAN
-    p: float = NAN
-    p_holm: float = NAN
-    verdict: str = "no verdict"
-
-
-def paired(arm, control):
-    """Losses by seed of both -> Difference over the seeds that both have, without a verdict."""
-    values = np.array([arm[seed] - control[seed] for seed in sorted(set(arm) & set(control))])
-    if len(values) < 2:
-        return Difference(values, values.mean() if len(values) else NAN)
-    if not values.any():  # the same model twice: no spread to make a t of
-        return Difference(values, 0.0, 0.0, 0.0, 1.0)
-    test = stats.ttest_1samp(values, 0.0)
-    return Difference(values, values.mean(), *test.confidence_interval(0.95), test.pvalue)
+    sections, printed = [], []
+    for comparison in comparisons:
+        differences = compare_arms(study, comparison.results)
+        lines = table(study, comparison.results, differences)
+        suffix = f"-{comparison.where}" if comparison.where else ""
+        with atomic_write(study.out_dir / f"table{suffix}.csv") as file:
+            file.write(as_csv(lines).encode())
+        draw_curves(comparison.results, study.out_dir / f"curves{suffix}.png")
+        texts = [f"{interval(line)}  {line['verdict']}" for line in lines[1:]]
+        draw_forest(comparison.results, differences, texts, study.out_dir / f"forest{suffix}.png")
+        sections.append((comparison, lines, suffix))
+        printed += [f"at {comparison.where}:"] if suffix else []
+        printed += map(summary, lines)
+    with atomic_write(study.out_dir / "report.md") as file:
+        file.write(markdown(study, sections, tunings, notes, argv).encode())
+    return [*printed, *(f"note      {note}" for note in notes), f"report    {study.out_dir / 'report.md'}"]
 
 
-def judge(differences, alpha=0.05):
-    """Correct the p of all differences after Holm and give verdicts; fewer than 3 seeds get none."""
-    enough = [d for d in differences if len(d.values) >= 3]
-    corrected = multipletests([d.p for d in enough], method="holm")[1] if enough else []
-    for d, p in zip(enough, corrected, strict=True):
-        d.p_holm = p
-        d.verdict = "inconclusive" if p >= alpha else "better" if d.mean < 0 else "worse"
-    return differences
+def compare_arms(study: Study, results: list[ArmResult]) -> list[Difference]:
+    """The judged difference of each arm but the first, the control, to the control."""
+    losses = [{seed: run["loss"] for seed, run in result.runs.items()} for result in results]
+    return judge([paired(arm, losses[0], study.seeds["reporting"]) for arm in losses[1:]])
 
 
-def losses(arm):
-    """Loss by seed on the reporting half; what diverged is left out."""
-    return {seed: run["loss"] for seed, run in arm.runs.items() if run["loss"] is not None}
+# --- table.csv ---
 
 
-def costs(arm):
-    tokens = arm.config.sequences_per_step * arm.config.block_size
-    peaks = [run["peak_mb"] for run in arm.runs.values() if run["peak_mb"] is not None]
+def costs(result: ArmResult) -> dict[str, float]:
+    """The figures of COSTS of one arm."""
+    config, cost = result.arm.config, result.cost
+    peaks = [run["peak_mb"] for run in result.runs.values() if run["peak_mb"] is not None]
     return {
-        "parameters": arm.parameters,
-        "flops_per_token": arm.flops,
-        "ms_per_step": arm.ms,
-        "tokens_per_second": 1000 * tokens / arm.ms,
+        "parameters": cost.parameters,
+        "flops_per_token": cost.flops_per_token,
+        "ms_per_step": cost.ms_per_step,
+        "tokens_per_second": 1000 * config.sequences_per_step * config.block_size / cost.ms_per_step,
         "peak_mb": float(np.median(peaks)) if peaks else NAN,
     }
 
 
-def table(arms, differences, tuned):
+def table(study: Study, results: list[ArmResult], differences: list[Difference]) -> list[dict]:
     """A dict for each arm: what it is, how good, how sure, and what it costs, as such and by the control's."""
     lines = []
-    for arm, d in zip(arms, [Difference(verdict="control"), *differences], strict=True):
-        found = list(losses(arm).values())
-        line = {"arm": arm.name} | ({tuned: NAN if arm.value is None else arm.value} if tuned else {})
-        line |= {"steps": arm.config.max_iters, "seeds": len(found)}
+    any_diverged = any(run["loss"] is None for result in results for run in result.runs.values())
+    for result, d in zip(results, [Difference(verdict="control"), *differences], strict=True):
+        found = [run["loss"] for run in result.runs.values() if run["loss"] is not None]
+        point = result.point or [NAN] * len(study.swept)
+        line = {"arm": result.arm.name} | dict(zip(study.swept, point, strict=True))
+        line |= {"steps": result.arm.config.max_iters, "seeds": len(found)}
+        line |= {"diverged": len(result.runs) - len(found)} if any_diverged else {}
         line |= {"val_loss": np.mean(found) if found else NAN, "val_sd": np.std(found, ddof=1) if found[1:] else NAN}
         line |= {"difference": d.mean, "low": d.low, "high": d.high, "p": d.p, "p_holm": d.p_holm, "verdict": d.verdict}
-        for (key, cost), base in zip(costs(arm).items(), costs(arms[0]).values(), strict=True):
+        for (key, cost), base in zip(costs(result).items(), costs(results[0]).values(), strict=True):
             line |= {key: cost, f"{key}_ratio": cost / base if base else NAN}
-        lines.append(line | {"ms_per_step_ratio": arm.ratio})  # of what was measured side by side
+        lines.append(line | {"ms_per_step_ratio": result.cost.ratio})  # of what was timed side by side
     return lines
 
 
-def as_csv(lines):
+def as_csv(lines: list[dict]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, lines[0], lineterminator="\n")
     writer.writeheader()
     for line in lines:
-        plain = {key: f"{value:.7g}" if isinstance(value, float) else value for key, value in line.items()}
+        plain = {key: f"{value:.7g}" if isinstance(value, float) else str(value) for key, value in line.items()}
         writer.writerow({key: "" if value == "nan" else value for key, value in plain.items()})
     return text.getvalue()
 
 
-def summary(line):
+# --- words and numbers ---
+
+
+def number(value: float, form: str) -> str:
+    """A formatted number, or a dash where it is NaN: too few seeds, or nothing to measure."""
+    return "–" if np.isnan(value) else format(value, form)
+
+
+def interval(line: dict) -> str:
+    """'+0.0123 [-0.0100, +0.0346]', as far as a line of the table has it."""
+    low, high = number(line["low"], "+.4f"), number(line["high"], "+.4f")
+    return number(line["difference"], "+.4f") + ("" if low == "–" else f" [{low}, {high}]")
+
+
+def seeds_text(study: Study, line: dict) -> str:
+    """'6 seeds', or '5 of 6 seeds, 1 diverged'."""
+    planned, diverged = len(study.seeds["reporting"]), line.get("diverged", 0)
+    text = f"{line['seeds']} seeds" if line["seeds"] == planned else f"{line['seeds']} of {planned} seeds"
+    return f"{text}, {diverged} diverged" if diverged else text
+
+
+def summary(line: dict) -> str:
     """A line of the table, to print."""
-    text = f"{line['arm']:<16} val {line['val_loss']:.4f} +- {line['val_sd']:.4f}"
+    text = f"{line['arm']:<16} val {number(line['val_loss'], '.4f')} +- {number(line['val_sd'], '.4f')}"
     if line["verdict"] != "control":
-        text += f"  {line['difference']:+.4f} [{line['low']:+.4f}, {line['high']:+.4f}] {line['verdict']}"
-        text += f"  parameters {line['parameters_ratio']:.2f}x, time a step {line['ms_per_step_ratio']:.2f}x"
+        text += f"  {interval(line)} {line['verdict']}  parameters {number(line['parameters_ratio'], '.2f')}x"
+        text += f", time a step {number(line['ms_per_step_ratio'], '.2f')}x"
     return text
 
 
 # --- report.md ---
 
 
-def markdown(study, lines, argv):
-    control, match = lines[0]["arm"], {"steps": "steps", "flops": "FLOPs", "time": "seconds"}[study.options.match]
+def markdown(
+    study: Study,
+    sections: list[tuple[Comparison, list[dict], str]],
+    tunings: dict[str, Tuning],
+    notes: list[str],
+    argv: list[str],
+) -> str:
+    """sections: (comparison, its table's lines, the suffix of its files' names), the best points' first."""
+    (best, lines, _), *others = sections
     varied = " and ".join(text.partition("=")[0] for text in study.options.vary)
-    text = [f"# {varied}: {', '.join(line['arm'] for line in lines[1:])} against {control}", ""]
-    for line in lines[1:]:
-        numbers = f"{line['difference']:+.4f} nats a token, 95 % interval {line['low']:+.4f} to {line['high']:+.4f}"
-        text.append(f"- {line['arm']}: **{line['verdict']}** ({numbers}, {line['seeds']} seeds)")
-    text += ["", *(f"> **Note:** {note}." for note in study.notes), "", *big_table(lines, study.tuned), ""]
-    text = [re.sub(r"[+]?\bnan[xM]?\b", "–", line) for line in text]  # too few seeds, or nothing to measure
-    text += [
-        "Validation loss is in nats a token, after the last step, on the reporting half of the validation split (every "
-        "second block of about 4,096 tokens): mean and standard deviation over seeds. Differences to the control are "
-        "paired by seed: with one seed all arms start from the same value of every weight that they share, and see the "
-        "same batches in the same order. The interval is Student's, of each arm by itself; p is corrected for the "
-        f"number of arms after Holm, and a verdict takes p < 0.05 and 3 seeds. All arms had equal {match}. The time of "
-        "a step is a median of bursts by turns, with one process running; memory is the highest that training added to "
-        "its process before an evaluation, or allocated on its card. Numbers in brackets are ratios to the control.",
-        "",
-    ]
-    if study.tuned:
-        tuning = ", ".join(map(str, study.seeds["tuning"]))
-        text += [f"## {study.tuned}, tuned for each arm alike", ""]
-        text += [f"Mean loss on the tuning half, seed {tuning}; in bold what was taken for the reporting runs.", ""]
-        cells = [[tuning_cell(arm, value) for value in study.values] for arm in study.arms]
-        named = [[arm.name, *row] for arm, row in zip(study.arms, cells, strict=True)]
-        text += [*grid(["arm", *(f"{value:g}" for value in study.values)], named), ""]
+    text = [f"# {varied}: {', '.join(line['arm'] for line in lines[1:])} against {lines[0]['arm']}", ""]
+    text += [*verdicts(study, lines), "", *(f"> **Note:** {note}." for note in notes), ""]
+    text += [*big_table(study, lines), "", METHOD.format(budget=BUDGETS[study.options.match])]
+    diverged = any("diverged" in line for _, lines, _ in sections for line in lines)
+    text += ["", DIVERGED, ""] if diverged else [""]
+    if study.swept:
+        text += tuning_section(study, best, tunings)
     text += ["![validation loss by tokens](curves.png)", "", "![differences to the control](forest.png)", ""]
+    for comparison, lines, suffix in others:
+        text += [f"## At {comparison.where}", "", f"The same arms at their best points with {comparison.where}; p is "]
+        text[-1] += "corrected within this table."
+        text += ["", *verdicts(study, lines), "", *big_table(study, lines), ""]
+        text += [f"![differences to the control at {comparison.where}](forest{suffix}.png)", ""]
     text += ["## How it was made", "", "```", shlex.join(["python", "compare.py", *argv]), "```", ""]
-    text += ["One run of each arm alone:", "", "```", *(command(study, arm) for arm in study.arms), "```", ""]
+    commands = [command(study, result) for result in best.results]
+    text += ["One run of each arm alone:", "", "```", *commands, "```", ""]
     return "\n".join([*text, *machine(study)]) + "\n"
 
 
-def grid(header, rows):
+def verdicts(study: Study, lines: list[dict]) -> list[str]:
+    """A line of a list for each arm but the control."""
+    text = []
+    for line in lines[1:]:
+        low, high = number(line["low"], "+.4f"), number(line["high"], "+.4f")
+        numbers = f"{number(line['difference'], '+.4f')} nats a token, 95 % interval {low} to {high}"
+        text.append(f"- {line['arm']}: **{line['verdict']}** ({numbers}, {seeds_text(study, line)})")
+    return text
+
+
+def grid(header: list, rows: list[list]) -> list[str]:
+    """The lines of a markdown table."""
     return [f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows)]
 
 
-def big_table(lines, tuned):
-    header = [
-        "arm",
-        *([tuned] if tuned else []),
-        "validation loss",
-        "difference [95 % interval]",
-        "p (Holm)",
-        "verdict",
-    ]
+def big_table(study: Study, lines: list[dict]) -> list[str]:
+    """The lines of table.csv as a markdown table."""
+    header = ["arm", *study.swept, "validation loss", "difference [95 % interval]", "p (Holm)", "verdict"]
     header += ["parameters", "MFLOP a token", "ms a step", "tokens/s", "memory, MiB", "steps"]
     rows = []
     for line in lines:
-        row = [line["arm"], *([f"{line[tuned]:g}"] if tuned else []), f"{line['val_loss']:.4f} ± {line['val_sd']:.4f}"]
+        loss = f"{number(line['val_loss'], '.4f')} ± {number(line['val_sd'], '.4f')}"
+        if line["seeds"] < len(study.seeds["reporting"]):
+            loss += f" ({seeds_text(study, line)})"
+        row = [line["arm"], *(spell(line[key]).replace("nan", "–") for key in study.swept), loss]
         if line["verdict"] == "control":
             row += ["", "", "control"]
         else:
-            row += [f"{line['difference']:+.4f} [{line['low']:+.4f}, {line['high']:+.4f}]", f"{line['p_holm']:.2g}"]
-            row += [f"**{line['verdict']}**"]
-        shown = {
-            "parameters": f"{line['parameters'] / 1e6:.3f}M",
-            "flops_per_token": f"{line['flops_per_token'] / 1e6:.2f}",
-        }
-        shown |= {"ms_per_step": f"{line['ms_per_step']:.1f}", "tokens_per_second": f"{line['tokens_per_second']:,.0f}"}
-        shown |= {"peak_mb": f"{line['peak_mb']:,.0f}"}
-        row += [f"{text} ({line[f'{key}_ratio']:.2f}x)" for key, text in shown.items()]
+            row += [interval(line), number(line["p_holm"], ".2g"), f"**{line['verdict']}**"]
+        for key, shown in COSTS.items():
+            ratio = line[f"{key}_ratio"]
+            row.append(shown(line[key]) + ("" if np.isnan(ratio) else f" ({ratio:.2f}x)"))
         rows.append([*row, f"{line['steps']:,}"])
     return grid(header, rows)
 
 
-def tuning_cell(arm, value):
-    loss = arm.tuning.get(value, NAN)
-    return f"**{loss:.4f}**" if value == arm.value else f"{loss:.4f}"
+def tuning_section(study: Study, best: Comparison, tunings: dict[str, Tuning]) -> list[str]:
+    """The tuning losses: a column for each value of the first swept key, a row for each arm and the others' values."""
+    first, *rest = study.swept
+    taken = {result.arm.name: result.point for result in best.results}
+    others = sorted({point[1:] for point in study.points}, key=[point[1:] for point in study.points].index)
+    rows = []
+    for arm in study.arms:
+        for other in others:
+            cells = [tuning_cell(tunings[arm.name], (value, *other), taken[arm.name]) for value in study.swept[first]]
+            rows.append([arm.name, *map(spell, other), *cells])
+    seeds = ", ".join(map(str, study.seeds["tuning"]))
+    text = [f"## {' and '.join(study.swept)}, tuned for each arm alike", ""]
+    text += [f"Mean loss on the tuning half, seed {seeds}; in bold what was taken for the reporting runs.", ""]
+    across = f"{first} " if rest else ""
+    header = ["arm", *rest, *(across + spell(value) for value in study.swept[first])]
+    return [*text, *grid(header, rows), ""]
 
 
-def command(study, arm):
+def tuning_cell(tuning: Tuning, point: Point, taken: Point | None) -> str:
+    loss = tuning.losses.get(point, NAN)
+    text = "diverged" if loss == float("inf") else number(loss, ".4f")
+    return f"**{text}**" if point == taken else text
+
+
+def command(study: Study, result: ArmResult) -> str:
     """train.py's command for one reporting run of an arm."""
-    flags = [f"--{key}={getattr(arm.config, key)}" for key in arm.settings]
-    flags += [f"--{study.tuned}={arm.value:g}"] if arm.value is not None else []
+    config, tuned = result.arm.config, zip(study.swept, result.point or [], strict=False)
+    flags = [f"--{key}={getattr(config, key)}" for key in result.arm.settings]
+    flags += [f"--{key}={spell(value)}" for key, value in tuned]
     if study.options.match != "steps":
-        flags += [f"--{key}={getattr(arm.config, key)}" for key in ("max_iters", "lr_decay_iters")]
+        flags += [f"--{key}={getattr(config, key)}" for key in ("max_iters", "lr_decay_iters")]
     return shlex.join(["python", "train.py", *study.words, *flags, f"--seed={study.seeds['reporting'][0]}"])
 
 
-def machine(study):
+def machine(study: Study) -> list[str]:
     """Versions and machine, as lines of a list."""
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).is_file():
         cpu = next((line.partition(": ")[2] for line in info.read_text().splitlines() if "model name" in line), cpu)
-    device = torch.device(study.arms[0].config.device)
+    config = study.arms[0].config
+    device = torch.device(config.device)
     card = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scipy", "statsmodels"))
     return [
         f"- {platform.platform()}, {cpu}, {os.cpu_count()} cores{card}",
-        f"- {study.threads} threads a process, {max(1, study.options.jobs)} at a time, {study.arms[0].config.dtype}",
+        f"- {study.threads} threads a process, {max(1, study.options.jobs)} at a time, {config.dtype}",
         f"- Python {platform.python_version()}, {packages}; code at commit {commit()}",
     ]
 
 
-def commit():
-    def git(*arguments):
+def commit() -> str:
+    """The commit of this code, and whether files differ from it."""
+
+    def git(*arguments: str) -> str:
         run = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
         return run.stdout.strip()
 
@@ -225,78 +275,3 @@ def commit():
         return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-# --- pictures ---
-
-
-def curves(arms, path):
-    """Validation loss by tokens of each arm, and what it gains over the control, with bands over seeds."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    points = [{seed: dict(run["curve"]) for seed, run in arm.runs.items() if run["curve"]} for arm in arms]
-    for i, (arm, runs) in enumerate(zip(arms, points, strict=True)):
-        style = {"color": COLOURS[i % 8], "linestyle": STYLES[i // 8 % 4 if len(arms) > 8 else i % 4]}
-        shade = min(0.18, 0.6 / len(arms))  # so that many bands on one another stay apart
-        band(left, runs, style, shade, arm.name)
-        if i:
-            shared = set(runs) & set(points[0])
-            apart = {seed: {t: v - points[0][seed][t] for t, v in runs[seed].items() if t in points[0][seed]}
-                     for seed in shared}  # fmt: skip
-            band(right, apart, style, shade)
-    right.axhline(0, color=COLOURS[0], linewidth=1)
-    left.set(xlabel="tokens trained on, millions", ylabel="validation loss, nats a token")
-    right.set(xlabel="tokens trained on, millions", ylabel=f"difference to {arms[0].name}, nats a token")
-    left.set_title("Validation loss during training, mean ± sd over seeds", fontsize=9)
-    right.set_title("Difference to the control by seed, mean ± sd (below 0: better)", fontsize=9)
-    for axes in (left, right):
-        axes.grid(alpha=0.25)
-    if left.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=130)
-
-
-def band(axes, runs, style, shade, label=None):
-    """runs: seed -> {tokens: value}. Draws what all seeds have."""
-    tokens = sorted(set.intersection(*(set(curve) for curve in runs.values()))) if runs else []
-    values = np.array([[curve[t] for t in tokens] for curve in runs.values()])
-    if not tokens:
-        return
-    mean, sd = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(tokens))
-    x = np.array(tokens) / 1e6
-    axes.plot(x, mean, label=label, linewidth=1.6, marker="o", markersize=3, **style)
-    axes.fill_between(x, mean - sd, mean + sd, color=style["color"], alpha=shade, linewidth=0)
-
-
-def forest(arms, differences, path):
-    """Paired differences with their 95 % intervals, each seed a dot."""
-    figure = Figure(figsize=(9, 1.6 + 0.5 * len(differences)), layout="constrained")
-    axes = figure.subplots()
-    for y, d in enumerate(differences):
-        colour = COLOURS[(y + 1) % 8]
-        axes.plot(d.values, np.full(len(d.values), y + 0.18), "o", color=colour, alpha=0.45, markersize=4, linewidth=0)
-        if not math.isnan(d.low):
-            axes.plot([d.low, d.high], [y, y], color=colour, linewidth=2)
-        axes.plot(d.mean, y, "D", color=colour, markersize=7)
-        text = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]  {d.verdict}"
-        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
-    axes.axvline(0, color=COLOURS[0], linewidth=1)
-    axes.set_yticks(range(len(differences)), [arm.name for arm in arms[1:]])
-    axes.set_ylim(len(differences) - 0.5, -0.6)
-    axes.grid(axis="x", alpha=0.25)
-    axes.set_xlabel(f"validation loss minus that of {arms[0].name}, nats a token (left of 0: better)")
-    axes.set_title("Mean (diamond), 95 % interval (line) and single seeds (dots)", fontsize=10)
-    figure.savefig(path, dpi=130)
-
-
-def write(study, argv):
-    """Write the report into study.out_dir -> lines to print."""
-    differences = judge([paired(losses(arm), losses(study.arms[0])) for arm in study.arms[1:]])
-    lines = table(study.arms, differences, study.tuned)
-    for name, text in (("table.csv", as_csv(lines)), ("report.md", markdown(study, lines, argv))):
-        with atomic_write(study.out_dir / name) as file:
-            file.write(text.encode())
-    curves(study.arms, study.out_dir / "curves.png")
-    forest(study.arms, differences, study.out_dir / "forest.png")
-    notes = [f"note      {note}" for note in study.notes]
-    return [*map(summary, lines), *notes, f"report    {study.out_dir / 'report.md'}"]

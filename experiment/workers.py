@@ -1,5 +1,6 @@
-"""Runs of an experiment: each in a process of its own, and the file that keeps what came of them."""
+"""The work of an experiment's processes, and how many of them run at a time."""
 
+import math
 import multiprocessing
 import os
 import shutil
@@ -7,15 +8,17 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from train import train
+from experiment.ledger import Run
+from train import TrainConfig, train
 from wiggle import checkpoint, custom_neuron
 from wiggle.dataset import Dataset
 from wiggle.device import peak_memory
@@ -24,38 +27,41 @@ from wiggle.evaluation import window_losses
 from wiggle.guarded_step import Diverged
 from wiggle.run_log import duration, print_line
 
-BLOCK = 4096  # validation tokens in a block; blocks belong to the tuning half and to the reporting half by turns
-FIRST = 20  # steps whose losses tell whether the code still computes what it did, and that are timed
+VALIDATION_BLOCK = 4096  # tokens; blocks of validation belong to the tuning half and to the reporting half by turns
+FIRST_STEPS = 20  # their losses tell whether the code still computes what it did, and their time is taken
 
 
 class Progress:
     """A bar over all runs, weighted by the time that each is expected to take, and a line for each that ends."""
 
-    def __init__(self, runs):
+    def __init__(self, runs: list[Run], ms_per_step: dict[str, float]):
+        """ms_per_step: by arm, NaN where it is not known."""
+        self.ms_per_step = ms_per_step
         self.total, self.ended, self.done, self.start = len(runs), 0, 0.0, time.perf_counter()
-        self.work = sum(map(self.cost, runs))
+        self.work = sum(map(self.expected_ms, runs))
         form = "{percentage:3.0f} % |{bar}| {elapsed}, {remaining} left"
         self.bar = tqdm(total=self.work, bar_format=form, smoothing=0, leave=False, disable=not sys.stderr.isatty())
 
-    @staticmethod
-    def cost(run):
-        return run.config.max_iters * (run.arm.ms if run.arm.ms == run.arm.ms else 1.0)
+    def expected_ms(self, run: Run) -> float:
+        ms = self.ms_per_step[run.arm.name]
+        return run.config.max_iters * (1.0 if math.isnan(ms) else ms)
 
-    def skip(self, run):
-        self.ended, self.work = self.ended + 1, self.work - self.cost(run)
+    def skip(self, run: Run) -> None:
+        """Take a run that is finished already off what is left."""
+        self.ended, self.work = self.ended + 1, self.work - self.expected_ms(run)
         self.bar.total = self.work
 
-    def end(self, run, what):
-        self.ended, self.done = self.ended + 1, self.done + self.cost(run)
-        self.bar.update(self.cost(run))
+    def end(self, run: Run, outcome: str) -> None:
+        self.ended, self.done = self.ended + 1, self.done + self.expected_ms(run)
+        self.bar.update(self.expected_ms(run))
         left = (time.perf_counter() - self.start) * max(0.0, self.work - self.done) / self.done
-        print_line(f"{self.ended:>5}/{self.total} {run}: {what}  {duration(left)} left")
+        print_line(f"{self.ended:>5}/{self.total} {run}: {outcome}  {duration(left)} left")
 
 
 # --- what a process does ---
 
 
-def one_run(config, stage, keep):
+def one_run(config: TrainConfig, stage: str, keep: Path | None) -> dict:
     """
     Train as the config says, its device and dtype resolved -> what runs.jsonl keeps: `loss` is on the half of
     validation that the stage, tuning or reporting, is judged on. A run that diverged has losses of None: that is an
@@ -69,7 +75,8 @@ def one_run(config, stage, keep):
         return here | nothing | {"diverged": str(error), "curve": [], "first_losses": []}
 
 
-def train_and_judge(config, stage, keep):
+def train_and_judge(config: TrainConfig, stage: str, keep: Path | None) -> dict:
+    """What one_run returns, of a run that did not diverge. Raises Diverged where its validation loss is not finite."""
     device = torch.device(config.device)
     before = 0.0 if device.type == "cuda" else peak_memory(device)  # a fresh process's own
     neuron = custom_neuron.load_neuron(config.mlp)
@@ -80,7 +87,7 @@ def train_and_judge(config, stage, keep):
     data = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
     data.check_ids(model.config.vocab_size)
     starts = data.fixed_windows("val", 0)
-    starts = starts[halves(len(starts), config.block_size) == ("tuning", "reporting").index(stage)]
+    starts = starts[half_of_windows(len(starts), config.block_size) == ("tuning", "reporting").index(stage)]
     losses = window_losses(model, data, "val", starts, device, getattr(torch, config.dtype)).numpy()
     if not np.isfinite(losses).all():
         raise Diverged("the validation loss is not finite")
@@ -102,20 +109,20 @@ def train_and_judge(config, stage, keep):
     }
 
 
-def halves(windows, block_size):
+def half_of_windows(windows: int, block_size: int) -> np.ndarray:
     """To which half of validation each window belongs: (windows,) of 0, tuning, and 1, reporting."""
-    return np.arange(windows) // max(1, BLOCK // block_size) % 2
+    return np.arange(windows) // max(1, VALIDATION_BLOCK // block_size) % 2
 
 
-def bursts(configs, rounds):
+def first_steps(configs: list[TrainConfig], rounds: int) -> list[tuple[list, list]]:
     """
     Take the first steps of each config by turns, `rounds` times -> for each (its first losses, some milliseconds a
     step), both empty for one that fails.
     """
     found = [([], []) for _ in configs]
     for _ in range(rounds):
-        for config, (first, ms) in zip(configs, found, strict=True):
-            short = min(FIRST, config.max_iters)
+        for config, (losses, ms) in zip(configs, found, strict=True):
+            short = min(FIRST_STEPS, config.max_iters)
             cut = {"max_iters": short, "lr_decay_iters": config.lr_decay_iters or config.max_iters}
             config = replace(config, **cut, max_blowup=None, log_interval=5, eval_interval=short, eval_iters=1)
             shutil.rmtree(config.out_dir, ignore_errors=True)
@@ -124,7 +131,7 @@ def bursts(configs, rounds):
             except Exception:
                 traceback.print_exc()
                 continue
-            first[:] = result.first_losses
+            losses[:] = result.first_losses
             timed = [line["ms"] for line in result.history if "ms" in line]
             ms += timed[1:] or timed  # the first steps warm up
     return found
@@ -133,8 +140,8 @@ def bursts(configs, rounds):
 # --- processes ---
 
 
-def attempt(function, arguments):
-    """-> (outcome, None), or (None, a sentence that says what went wrong)."""
+def outcome_or_error(function: Callable, arguments: tuple) -> tuple[object, str | None]:
+    """Call the function -> (outcome, None), or (None, a sentence that says what went wrong)."""
     try:
         return function(*arguments), None
     except UserError as error:
@@ -144,18 +151,18 @@ def attempt(function, arguments):
         return None, f"{type(error).__name__}: {error}"
 
 
-def work(function, arguments, folder, threads, sender):
-    """The life of a child process: send what `attempt` gives. What it prints goes to folder/log."""
+def child_process(function: Callable, arguments: tuple, folder: Path, threads: int, sender: Connection) -> None:
+    """The life of a child process: send what `outcome_or_error` gives. What it prints goes to folder/log."""
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: wait([parent]) and os._exit(1), daemon=True).start()  # die with the parent
     torch.set_num_threads(threads)
     with open(Path(folder, "log"), "w", buffering=1, encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        sender.send(attempt(function, arguments))
+        sender.send(outcome_or_error(function, arguments))
 
 
-def run_all(tasks, jobs, threads, done):
+def run_all(tasks: list[tuple], jobs: int, threads: int, done: Callable[[object, object, str | None], None]) -> None:
     """
     tasks: [(what, function, arguments, folder)], each done in a process of its own, `jobs` at a time; or, where jobs is
     0, one after another in this one. Calls done(what, outcome, error) as each one ends.
@@ -166,7 +173,7 @@ def run_all(tasks, jobs, threads, done):
         Path(folder).mkdir(parents=True, exist_ok=True)
     if jobs == 0:
         for what, function, arguments, _ in tasks:
-            done(what, *attempt(function, arguments))
+            done(what, *outcome_or_error(function, arguments))
         return
     context, waiting, running = multiprocessing.get_context("spawn"), list(tasks), {}
     try:
@@ -174,7 +181,7 @@ def run_all(tasks, jobs, threads, done):
             while waiting and len(running) < jobs:
                 what, function, arguments, folder = waiting.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=work, args=(function, arguments, folder, threads, sender))
+                process = context.Process(target=child_process, args=(function, arguments, folder, threads, sender))
                 process.start()
                 sender.close()
                 running[receiver] = what, process

@@ -27,33 +27,35 @@ study() { # study NAME FLAGS: into results/NAME, with what earlier studies have 
     esac
 }
 
+tuned_once() { study "$@" --tuning_seeds=1; } # studies of the time when one tuning seed was the default
+
 # 1. Does the oscillation help?
-study oscillation --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 --sweep learning_rate=$LOW
+tuned_once oscillation --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 --sweep learning_rate=$LOW
 
 # 2. Where does the gain come from? The control is the whole neuron; GELU stands beside it.
 A=studies/ablations.py
-study ablations --vary mlp=$A:Full,$A:OmegaOne,$A:PhiZero,$A:Frozen,$A:NoBaseline,$A:NoTanh,$A:NoSine,gelu --seeds=3 --sweep learning_rate=$LOW
+tuned_once ablations --vary mlp=$A:Full,$A:OmegaOne,$A:PhiZero,$A:Frozen,$A:NoBaseline,$A:NoTanh,$A:NoSine,gelu --seeds=3 --sweep learning_rate=$LOW
 
 # 3. Does it last? Longer first, then (below) wider, and how many layers it is worth; and the first with Muon.
-study longer_3x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$HIGH --max_iters=1500 --warmup_iters=150 --eval_interval=375
+tuned_once longer_3x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$HIGH --max_iters=1500 --warmup_iters=150 --eval_interval=375
 
 # 4. The dendritic unit: the start of beta, learned or fixed, K. --keep leaves the gradient norms of each run.
 D=(--mlp=dendritic --seeds=3 --sweep learning_rate=$LOW --keep --log_interval=5)
-study dendritic_2 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 "${D[@]}"
-study oscillation_muon --vary mlp=gelu,relu2,bio --seeds=5 --sweep learning_rate=2.5e-3,5e-3,1e-2,2e-2,4e-2 --optimizer_type=muon
-study layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --seeds=3 --sweep learning_rate=1.5e-3,$RATES
-study wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.875e-4,3.75e-4,$LOW --n_embd=256
-study dendritic_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 "${D[@]}" --reuse=results/dendritic_2/runs.jsonl
-study dendritic_4 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 --dendritic_branches=4 "${D[@]}"
-study dendritic_4_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 --dendritic_branches=4 "${D[@]}" \
+tuned_once dendritic_2 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 "${D[@]}"
+tuned_once oscillation_muon --vary mlp=gelu,relu2,bio --seeds=5 --sweep learning_rate=2.5e-3,5e-3,1e-2,2e-2,4e-2 --optimizer_type=muon
+tuned_once layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --seeds=3 --sweep learning_rate=1.5e-3,$RATES
+tuned_once wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.875e-4,3.75e-4,$LOW --n_embd=256
+tuned_once dendritic_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 "${D[@]}" --reuse=results/dendritic_2/runs.jsonl
+tuned_once dendritic_4 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 --dendritic_branches=4 "${D[@]}"
+tuned_once dendritic_4_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 --dendritic_branches=4 "${D[@]}" \
     --reuse=results/dendritic_4/runs.jsonl
-study longer_10x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.5e-3,$RATES --max_iters=5000 --warmup_iters=500 --eval_interval=1250
-study wider_192 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$LOW --n_embd=192
+tuned_once longer_10x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.5e-3,$RATES --max_iters=5000 --warmup_iters=500 --eval_interval=1250
+tuned_once wider_192 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$LOW --n_embd=192
 
 # 5. The first with learned positions, where 500 steps end before attention has set in with every seed: see LOG.md.
-study oscillation_learned_positions --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 \
+tuned_once oscillation_learned_positions --vary mlp=gelu,relu2,swiglu,snake,gcu,bio --vary bio_gate=none,feature --seeds=5 \
     --sweep learning_rate=1.5e-3,$RATES --position=learned --qk_norm=False --eval_iters=20
 
 # 6. At nanoGPT's own CPU setting: its corpus (prepare_data.py shakespeare_char), learned positions, 2,000 steps.
-study nanogpt_cpu --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.5e-3,$RATES,2.4e-2 --dataset=shakespeare_char \
+tuned_once nanogpt_cpu --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.5e-3,$RATES,2.4e-2 --dataset=shakespeare_char \
     --position=learned --qk_norm=False --max_iters=2000 --warmup_iters=100 --eval_interval=500
