@@ -463,7 +463,7 @@ def test_a_script_ends_with_code_1_and_a_comparisons_child_says_the_same(tiny, f
         train_module.main([f"--{key}={value}" for key, value in values.items() if value is not None])
     assert left.value.code == 1 and capsys.readouterr().err.startswith("error: out of memory on cpu: batch_size=4")
     fails(3, CUDA)
-    outcome, sentence = workers.attempt(workers.one_run, (tiny(dtype="float32"), "reporting", None))
+    outcome, sentence = workers.outcome_or_error(workers.one_run, (tiny(dtype="float32"), "reporting", None))
     assert outcome is None and all(key in sentence for key in KEYS)
 
 
