@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from experiment.ledger import Run
+from model_bio import GPT
 from train import TrainConfig, train
 from wiggle import checkpoint, custom_neuron
 from wiggle.dataset import Dataset
@@ -26,6 +27,7 @@ from wiggle.errors import UserError
 from wiggle.evaluation import window_losses
 from wiggle.guarded_step import Diverged
 from wiggle.run_log import duration, print_line
+from wiggle.telemetry import nonlinearities
 
 VALIDATION_BLOCK = 4096  # tokens; blocks of validation belong to the tuning half and to the reporting half by turns
 FIRST_STEPS = 20  # their losses tell whether the code still computes what it did, and their time is taken
@@ -106,7 +108,19 @@ def train_and_judge(config: TrainConfig, stage: str, keep: Path | None) -> dict:
         "seconds": round(result.seconds, 2),
         "curve": [[line["tokens"], line["val_loss"]] for line in result.history if "val_loss" in line],
         "first_losses": result.first_losses,
+        "nonlinearity": {
+            "start": nonlinearity(GPT(model.config, neuron, config.seed).to(device), data),
+            "end": nonlinearity(model, data),
+        },
     }
+
+
+def nonlinearity(model: GPT, data: Dataset) -> list[list[float]]:
+    """By layer: the standard deviation of c_fc's output, and the share of the MLP that is not linear, on validation."""
+    tokens = max(4096, 8 * model.config.n_embd)  # well above the regressors that telemetry.nonlinearities fits
+    idx, _ = data.windows("val", data.fixed_windows("val", max(1, tokens // data.block_size)))
+    layers = nonlinearities(model, idx.to(model.lm_head.weight.device))
+    return [[round(layer.preactivation_std, 4), round(layer.share, 4)] for layer in layers]
 
 
 def half_of_windows(windows: int, block_size: int) -> np.ndarray:
