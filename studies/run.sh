@@ -59,3 +59,8 @@ tuned_once oscillation_learned_positions --vary mlp=gelu,relu2,swiglu,snake,gcu,
 # 6. At nanoGPT's own CPU setting: its corpus (prepare_data.py shakespeare_char), learned positions, 2,000 steps.
 tuned_once nanogpt_cpu --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.5e-3,$RATES,2.4e-2 --dataset=shakespeare_char \
     --position=learned --qk_norm=False --max_iters=2000 --warmup_iters=100 --eval_interval=500
+
+# 7. Is it the initial scale? c_fc from GPT-2's 0.02 (x 1) to unit variance (x 4.4) and past it, with each rate. 1.15M tokens.
+study initial_scale --vary mlp=gelu,relu,relu2,swiglu,golu,studies/shapes.py:XErf,sintanh,bio --seeds=12 \
+    --sweep learning_rate=1.5e-3,$RATES --sweep c_fc_std=None,0.04,unit,0.16 --also c_fc_std=None \
+    --max_iters=1500 --warmup_iters=150 --eval_interval=375
