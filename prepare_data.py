@@ -5,37 +5,72 @@ Text -> data/NAME/train.bin, val.bin and meta.json, which train.py reads.
     python prepare_data.py shakespeare_char    nanoGPT's 1.1M characters of him: the same bytes as nanoGPT makes
     python prepare_data.py shakespeare         the same text in GPT-2's tokens, for finetuning
     python prepare_data.py python_stdlib       the standard library's own sources, which need no network
-    python prepare_data.py novel.txt           a text file of your own, or a folder of them
+    python prepare_data.py novel.txt           a text file of your own, a folder of them, or - for standard input
 
 The .bin files are flat uint16 token ids as in nanoGPT (uint32 past a vocabulary of 65,536). meta.json says what they
-hold and where it came from. The same text gives the same files, on every machine.
+hold and where it came from. The same text gives the same .bin files, on every machine.
 """
 
 import dataclasses
+import shlex
 import sys
+from pathlib import Path
 from typing import Literal
 
 from wiggle.configurator import read_settings
 from wiggle.corpora import prepare
+from wiggle.dataset import read_meta
+from wiggle.device import pick_device
 from wiggle.errors import script
+from wiggle.train_config import TrainConfig
 
 
 @dataclasses.dataclass
 class PrepareConfig:
-    corpus: str = ""  # one of the names above, or the path of a text file or folder
+    corpus: str = ""  # one of the names above, the path of a text file or folder, or - for standard input
     input: str | None = None  # a file to make a Shakespeare corpus from, where it cannot be downloaded
     tokenizer: Literal["char", "byte", "gpt2"] | None = None  # char, byte or gpt2; None: the corpus's usual one
     data_dir: str = "data"  # the folder of all datasets
     name: str | None = None  # the dataset's folder in data_dir; None: called like the corpus
     val_fraction: float = 0.1  # the share of each text, from its end, that is kept for validation
+    force: bool = False  # replace a dataset of the same name that was made from another text
 
 
 @script
 def main():
     config = read_settings(PrepareConfig, sys.argv[1:], __doc__, positional="corpus")
     folder = prepare(**vars(config))
-    elsewhere = "" if config.data_dir == "data" else f" --data_dir={config.data_dir}"
-    print(f"next     python train.py --dataset={folder.name}{elsewhere}")
+    print(f"next     {training_command(folder)}")
+
+
+def training_command(folder: Path) -> str:
+    """A command that trains on the dataset in `folder`, of a size that suits its text and this machine."""
+    meta = read_meta(folder)
+    has_card = pick_device("auto").type == "cuda"
+    if meta["tokenizer"]["kind"] == "gpt2" and not has_card:  # 43.9 MFLOP a token in quickstart.py, not 5.1
+        print("note     GPT-2's 50,257 tokens take 8 times the computation of characters in the small model below")
+    path = training_config(meta, has_card)
+    config = read_settings(TrainConfig, [str(Path(__file__).parent / path)])
+    flags = {}
+    if folder.name != config.dataset:
+        flags = {"dataset": folder.name, "out_dir": f"out/{folder.name}"}
+    if folder.parent != Path(config.data_dir):
+        flags["data_dir"] = folder.parent
+    shortest = min(meta["train_tokens"], meta["val_tokens"])
+    if shortest <= config.block_size:  # the longest power of two that leaves a token to predict
+        flags["block_size"] = 2 ** ((shortest - 1).bit_length() - 1)
+    return shlex.join(["python", "train.py", path, *(f"--{key}={value}" for key, value in flags.items())])
+
+
+def training_config(meta: dict, has_card: bool) -> str:
+    """The config file for a dataset, by its meta.json, and a machine with or without a CUDA card."""
+    if not has_card:
+        return "config/quickstart.py"
+    if meta["tokenizer"]["kind"] != "gpt2":
+        return "config/config_shakespeare_bio_3070.py"
+    if meta["train_tokens"] < 100_000_000:  # too few to learn a language from: GPT-2 knows it already
+        return "config/config_finetune_shakespeare.py"
+    return "config/config_small_bio_3070.py"
 
 
 if __name__ == "__main__":

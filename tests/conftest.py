@@ -3,12 +3,15 @@
 import os
 import random
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from train import TrainConfig
 from wiggle import configurator, corpora
+from wiggle import tokenizer as tokenizers
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and would fail its tests
@@ -66,3 +69,32 @@ def arguments(corpus, tmp_path):
         return configurator.read_settings(TrainConfig, [*map(str, files), *(f"--{k}={v}" for k, v in values.items())])
 
     return make
+
+
+@pytest.fixture
+def toy_gpt2(monkeypatch):
+    """GPT2Tokenizer over a few merges made here: byte pairs, so that characters are split across tokens."""
+    tiktoken = pytest.importorskip("tiktoken")
+    merges = (b"He", b"ll", b"\x82\xac", b"\xf0\x9f", b"th", b"the", b" m", b"\n\n")
+    ranks = {bytes([i]): i for i in range(256)} | {merge: 256 + i for i, merge in enumerate(merges)}
+    special = {tokenizers.END_OF_TEXT: 50256}
+    toy = tiktoken.Encoding("toy", pat_str=tokenizers.GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    monkeypatch.setattr(tokenizers, "gpt2_encoding", lambda: toy)
+    return tokenizers.GPT2Tokenizer()
+
+
+@pytest.fixture
+def strict_folder():
+    """A folder in which a file of mode 0 cannot be read: root, whom no mode stops, is nobody for the test."""
+    if os.name != "posix":
+        pytest.skip("needs file modes")
+    is_root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        if is_root:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if is_root:
+                os.seteuid(0)
