@@ -313,7 +313,7 @@ def test_what_cannot_be_analysed_is_one_sentence(runs, analyse, corpus, tmp_path
         (runs["gelu"], {}, "mlp=gelu has nothing to analyse, but bio and dendritic have"),
         (runs["none"], {"before": runs["feature"]}, "has other shapes (bio, oscillation + feature gate"),
         (runs["none"], {"before": runs["gelu"]}, "mlp=gelu has nothing to analyse"),
-        (runs["none"], {"dataset": "nowhere"}, "nowhere/train.bin is missing: python prepare_data.py nowhere"),
+        (runs["none"], {"dataset": "nowhere"}, "nowhere/train.bin is missing: python prepare_data.py TEXT --name=nowhere"),
         (other, {}, "tiny has another vocabulary than"),
         (diverged, {}, "holds weights that are not finite: its run diverged"),
         (homeless, {}, "does not say what it was trained on: name it with --dataset"),

@@ -316,7 +316,7 @@ def test_the_alarm_lets_pass_what_it_is_told_to_and_only_warns_at_resume(tiny, c
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataset": "nowhere"}, "train.bin is missing: python prepare_data.py nowhere"),
+        ({"dataset": "nowhere"}, "train.bin is missing: python prepare_data.py TEXT --name=nowhere"),
         ({"block_size": 5000}, "too few for one window of block_size=5000"),
         ({"vocab_size": 3}, "past the vocabulary of 3"),
         ({"init_from": "resume"}, "holds no ckpt.pt to resume from"),

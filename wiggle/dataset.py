@@ -7,7 +7,9 @@ all see the same data: a run that is cut anywhere goes on exactly where it was.
 """
 
 import hashlib
+import io
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -15,78 +17,108 @@ import numpy as np
 import torch
 
 from model_bio import stable_seed
+from wiggle.corpora import fingerprint
 from wiggle.errors import UserError
+from wiggle.files import read_bytes
+from wiggle.sources import how_to_make
 from wiggle.tokenizer import CharTokenizer, GPT2Tokenizer, from_identity
+
+DTYPES = {"uint16": np.uint16, "uint32": np.uint32}
+LARGE = 100_000_000  # tokens; reading all of a larger file would delay each start by a second or more
 
 
 class Dataset:
     """
-    folder: holds train.bin and val.bin, and meta.json (ours) or meta.pkl (nanoGPT's); with neither, GPT-2's ids.
+    A folder with train.bin and val.bin, cut into windows of block_size + 1 tokens.
 
-    tokenizer: its identity, see tokenizer.py. identity: what a resumed run compares. Raises UserError for what is
-    missing, damaged or too short for one window.
+    meta.json (ours) or meta.pkl (nanoGPT's) in it says what the ids mean; with neither, they are GPT-2's.
+    tokenizer: its identity (see tokenizer.py). identity: SHA-256 of each file by its split, by which a resumed run and
+    a study know their data; of large files without a recorded one, the fingerprint. Raises UserError for files that are
+    missing, unreadable, other than meta.json says, or too short for one window.
     """
 
-    def __init__(self, folder, block_size, seed):
+    def __init__(self, folder: str | Path, block_size: int, seed: int):
         self.folder, self.block_size, self.seed = Path(folder), block_size, seed
         meta = read_meta(self.folder)
         self.tokenizer = from_identity(meta["tokenizer"]).identity() if meta else GPT2Tokenizer().identity()
-        dtype = {"uint16": np.uint16, "uint32": np.uint32}[meta.get("dtype", "uint16")]
-        self.splits = {split: self._open(split, dtype) for split in ("train", "val")}
-        self.identity = {
-            split: meta.get(f"{split}_sha256") or fingerprint(self.folder / f"{split}.bin") for split in self.splits
-        }
-
-        self.limit = self.model_vocab
+        self.splits, self.identity = {}, {}
+        for split in ("train", "val"):
+            self.splits[split] = self._open(split, DTYPES[meta.get("dtype", "uint16")])
+            self._check_whole(split, meta)
+            self.identity[split] = meta.get(f"{split}_sha256") or fingerprint(self._path(split))
+        self.id_limit = self.model_vocab  # ids from here on are refused; check_ids sets it to a model's vocabulary
 
     @property
-    def model_vocab(self):
+    def model_vocab(self) -> int:
         """The vocabulary that a model of this data gets: the tokenizer's own, GPT-2's rounded up to 64 x 786."""
         return 50304 if self.tokenizer["kind"] == "gpt2" else self.tokenizer["vocab_size"]
 
-    def _open(self, split, dtype):
-        path = self.folder / f"{split}.bin"
-        if not path.is_file():
-            raise UserError(
-                f"{path} is missing: python prepare_data.py {self.folder.name} makes it, if it knows that name"
-            )
-        tokens = path.stat().st_size // np.dtype(dtype).itemsize
-        if tokens <= self.block_size:
-            raise UserError(f"{path} holds {tokens} tokens, too few for one window of block_size={self.block_size} + 1")
-        return np.memmap(path, dtype=dtype, mode="r", shape=(tokens,))
+    def _path(self, split: str) -> Path:
+        return self.folder / f"{split}.bin"
 
-    def check_ids(self, vocab_size):
-        """Raise UserError if a token id is past the vocabulary. Files over 100M tokens are checked batch by batch."""
-        self.limit = vocab_size
+    def _open(self, split: str, dtype: type) -> np.ndarray:
+        """Map a split's file into memory -> its token ids (N,)."""
+        path = self._path(split)
+        try:
+            size = path.stat().st_size
+            tokens, rest = divmod(size, np.dtype(dtype).itemsize)
+            if rest:
+                raise UserError(f"{path} is damaged: its {size:,} bytes are no whole number of {dtype.__name__} ids")
+            if tokens <= self.block_size:
+                window = f"too few for one window of block_size={self.block_size} + 1"
+                raise UserError(f"{path} holds {tokens} tokens, {window}: prepare a longer text, or use shorter blocks")
+            return np.memmap(path, dtype=dtype, mode="r", shape=(tokens,))
+        except FileNotFoundError:
+            advice = how_to_make(self.folder.name, self.folder.parent)
+            raise UserError(f"{path} is missing: {advice}") from None
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+    def _check_whole(self, split: str, meta: dict) -> None:
+        """Raise UserError where a file is not the one that meta.json describes, as after a copy that was cut."""
+        path, tokens = self._path(split), self.splits[split]
+        advice = f"prepare the data anew, or move {self.folder / 'meta.json'} away if another program wrote {path.name}"
+        count = meta.get(f"{split}_tokens", len(tokens))
+        if count != len(tokens):
+            raise UserError(f"{path} holds {len(tokens):,} tokens, but its meta.json says {count:,}: {advice}")
+        large = len(tokens) > LARGE
+        recorded = meta.get(f"{split}_fingerprint" if large else f"{split}_sha256")
+        if recorded and recorded != (fingerprint(path) if large else hashlib.sha256(tokens).hexdigest()):
+            raise UserError(f"{path} is not the file that its meta.json describes: {advice}")
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raise UserError if a token id is past a model's vocabulary. Large files are checked as they are read."""
+        self.id_limit = vocab_size
         for split, tokens in self.splits.items():
-            if len(tokens) <= 100_000_000:
-                self._check(split, tokens)
+            if len(tokens) <= LARGE:
+                self._check_ids(split, tokens)
 
-    def _check(self, split, ids):
-        if (largest := int(ids.max())) >= self.limit:
+    def _check_ids(self, split: str, ids: np.ndarray) -> None:
+        largest, own = int(ids.max()), self.model_vocab
+        if largest >= self.id_limit:
+            needed = f"it needs a model whose vocabulary is {own}" if largest < own else "prepare the data anew"
             raise UserError(
-                f"{self.folder / split}.bin holds token id {largest}, past the vocabulary of {self.limit}: "
-                "prepare the data anew, or set vocab_size"
+                f"{self._path(split)} holds token id {largest}, past the vocabulary of {self.id_limit}: {needed}"
             )
 
-    def windows(self, split, starts):
-        """Cut windows at `starts` (B,) -> x, y (B, T) int64, y being x one token on."""
+    def windows(self, split: str, starts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cut the windows of a split that begin at `starts` (B,) -> x, y (B, T) int64, y being x one token on."""
         tokens = self.splits[split]
         ids = tokens[starts[:, None] + np.arange(self.block_size + 1)]  # (B, T + 1), one gather
-        self._check(split, ids)
+        self._check_ids(split, ids)
         ids = torch.from_numpy(ids.astype(np.int64))
         return ids[:, :-1], ids[:, 1:]
 
-    def batch(self, first, count):
+    def batch(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Training sequences number first .. first + count - 1 -> x, y (count, T) int64."""
         return self.windows("train", self.train_starts(np.arange(first, first + count)))
 
-    def train_starts(self, numbers):
+    def train_starts(self, numbers: np.ndarray) -> np.ndarray:
         """
-        Sequence numbers (B,) -> where their windows start.
+        Sequence numbers (B,) -> the places in train.bin where their windows begin (B,).
 
         An epoch visits each of its windows once, in an order given by a keyed permutation; where the windows are cut
-        shifts from epoch to epoch, so that each token is seen in many places of a window.
+        shifts from epoch to epoch, so that each token is seen at many places of a window.
         """
         tokens, T = len(self.splits["train"]), self.block_size
         count = max(1, (tokens - T) // T)  # windows an epoch
@@ -99,72 +131,79 @@ class Dataset:
             starts[now] = offset + T * permute(places[now], count, key)
         return starts
 
-    def fixed_windows(self, split, count):
-        """Starts of `count` non-overlapping windows spread evenly over a split; 0 means all of them."""
+    def fixed_windows(self, split: str, count: int) -> np.ndarray:
+        """Where `count` non-overlapping windows begin that are spread evenly over a split (B,); 0 means all of them."""
         total = (len(self.splits[split]) - 1) // self.block_size
         count = min(count, total) or total
         return np.arange(count) * total // count * self.block_size
 
 
-def permute(index, n, key):
+def permute(index: np.ndarray, n: int, key: int) -> np.ndarray:
     """
-    A permutation of 0..n-1, computed a place at a time: no memory, whatever n.
+    Where a keyed permutation of 0..n-1 sends the numbers `index` (B,) int64 -> (B,) int64. Takes no memory, whatever n.
 
-    A four-round Feistel network on the next even number of bits; a place that lands past n is sent through again
-    until it does not (Black and Rogaway, 2002, "cycle walking"). index: (B,) int64, key: int -> (B,) int64.
+    A Feistel network on the next even number of bits; a number that lands past n is sent through again until it does
+    not (Black and Rogaway, 2002, "cycle walking").
     """
     half = max(1, ((n - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
     keys = [np.uint64(stable_seed(key, "round", r)) for r in range(4)]
-
-    def once(x):
-        left, right = x >> np.uint64(half), x & mask
-        for k in keys:
-            mixed = (right ^ k) * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing; wraps around
-            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
-        return (left << np.uint64(half)) | right
-
-    out = once(index.astype(np.uint64))
+    out = feistel(index.astype(np.uint64), half, keys)
     while (past := out >= n).any():
-        out[past] = once(out[past])
+        out[past] = feistel(out[past], half, keys)
     return out.astype(np.int64)
 
 
-def read_meta(folder):
-    """meta.json of a dataset; or what nanoGPT's meta.pkl says, in the same words; or {}."""
-    if (path := folder / "meta.json").is_file():
+def feistel(x: np.ndarray, half: int, keys: list[np.uint64]) -> np.ndarray:
+    """A Feistel network, a round for each key: permutes the numbers of 2 * half bits, uint64."""
+    width, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = x >> width, x & mask
+    for key in keys:
+        mixed = (right ^ key) * np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing; wraps around
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+        left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
+    return (left << width) | right
+
+
+def read_meta(folder: Path) -> dict:
+    """A dataset's meta.json; or what nanoGPT's meta.pkl says, under the same keys; or {}."""
+    path = folder / "meta.json"
+    if (data := read_if_there(path)) is not None:
         try:
-            meta = json.loads(path.read_text(encoding="utf-8"))
-            if {"tokenizer", "dtype"} - set(meta) or meta["dtype"] not in ("uint16", "uint32"):
+            meta = json.loads(data)
+            if {"tokenizer", "dtype"} - set(meta) or meta["dtype"] not in DTYPES:
                 raise ValueError("it lacks the tokenizer or the dtype")
+            if not all(type(meta.get(f"{split}_tokens", 0)) is int for split in ("train", "val")):
+                raise ValueError("its counts of tokens are no whole numbers")
             return meta
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{path} is damaged ({error}): prepare the data anew") from None
-    if (path := folder / "meta.pkl").is_file():
+            raise UserError(f"{path} is damaged ({error}): prepare the data anew with --force") from None
+    path = folder / "meta.pkl"
+    if (data := read_if_there(path)) is not None:
         try:
-            with open(path, "rb") as file:
-                old = PlainUnpickler(file).load()
+            old = PlainUnpickler(io.BytesIO(data)).load()
             characters = [old["itos"][i] for i in range(old["vocab_size"])]
+            if not all(type(character) is str and len(character) == 1 for character in characters):
+                raise ValueError("its tokens are not single characters")
             return {"tokenizer": CharTokenizer("".join(characters)).identity()}
         except Exception as error:  # a damaged pickle raises almost anything
-            raise UserError(f"{path} is not nanoGPT's meta.pkl of characters: {error}") from None
+            reason = error if isinstance(error, (ValueError, UserError, pickle.UnpicklingError)) else repr(error)
+            raise UserError(f"{path} is not nanoGPT's meta.pkl of characters: {reason}") from None
     return {}
+
+
+def read_if_there(path: Path) -> bytes | None:
+    """A file's content, or None where there is no such entry. Raises UserError where it is there but cannot be read."""
+    try:
+        os.lstat(path)  # a link to nothing is an entry
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return read_bytes(path)
 
 
 class PlainUnpickler(pickle.Unpickler):
     """Builds dicts, lists, strings and numbers. A pickle that asks for any class or function is refused."""
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> None:
         raise pickle.UnpicklingError(f"it would call {module}.{name}")
-
-
-def fingerprint(path):
-    """SHA-256 of a file's size and its first and last MiB: a cheap identity for large files that bring none."""
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        digest = hashlib.sha256(str(size).encode())
-        for start in (0, max(0, size - 2**20)):
-            file.seek(start)
-            digest.update(file.read(2**20))
-    return digest.hexdigest()
