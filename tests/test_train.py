@@ -288,31 +288,6 @@ compile = True
         assert refused.returncode == 1 and refused.stderr.startswith("error: device='cuda', but this torch")
 
 
-def test_dense_gate_at_gpt2s_shape_is_stopped_by_the_alarm(tiny):
-    shape = {"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50304}
-    config = tiny(mlp="bio", bio_gate="dense", n_layer=4, n_head=6, n_embd=384, vocab_size=50304)
-    with pytest.raises(UserError) as error:
-        train(config)
-    assert (
-        "1.72x" in str(error.value) and "mlp.sparse_gate" in str(error.value) and "--max_blowup=1.8" in str(error.value)
-    )
-    assert not Path(config.out_dir).exists()
-    from wiggle.blowup import alarm
-
-    with pytest.raises(UserError, match=r"blow-up: 2.8\dx the GELU control's parameters"):
-        alarm(replace(config, **shape).gpt_config(50304), 1.5)
-
-
-def test_the_alarm_lets_pass_what_it_is_told_to_and_only_warns_at_resume(tiny, capsys):
-    small = {"mlp": "bio", "bio_gate": "dense", "n_embd": 32}
-    with pytest.raises(UserError, match="blow-up"):
-        train(tiny(**small))
-    assert train(tiny(max_blowup=9.0, **small)).steps == 6
-    capsys.readouterr()
-    assert train(tiny(init_from="resume", max_iters=7, **small)).steps == 7
-    assert "warning   blow-up" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
