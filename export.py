@@ -13,8 +13,9 @@ from pathlib import Path
 
 from wiggle import checkpoint, configurator, errors
 from wiggle.errors import UserError
-from wiggle.files import atomic_write, write_json
-from wiggle.huggingface import check_exportable, fast_tokenizer, gpt2_config, gpt2_weights
+from wiggle.files import atomic_write, reading, write_json
+from wiggle.huggingface import check_exportable, gpt2_config, gpt2_weights
+from wiggle.huggingface_tokenizer import fast_tokenizer
 from wiggle.tokenizer import END_OF_TEXT
 
 
@@ -27,15 +28,20 @@ class ExportConfig:
     data_dir: str = "data"  # where a nanoGPT checkpoint's meta.pkl is looked for
 
 
-@errors.script
-def main(argv=None):
-    config = configurator.read_settings(ExportConfig, sys.argv[1:] if argv is None else argv, __doc__)
+def export(config: ExportConfig) -> None:
+    """Write the folder, and say so. Raises UserError, before anything is written, for what GPT-2 cannot express."""
     folder = Path(config.to)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already, and not empty: name a new folder with --to")
+    with reading(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} is there already, and not empty: name a new folder with --to")
     model, meta = checkpoint.load_model(config.out_dir)
     check_exportable(model.config)
     tokenizer = checkpoint.find_tokenizer(model, meta, config.data_dir)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        size = f"{tokenizer.vocab_size:,} tokens, the model ids for {model.config.vocab_size:,}"
+        raise UserError(
+            f"{meta['path']} cannot be exported: its tokenizer has {size}, and transformers takes no such pair"
+        )
     try:
         from safetensors.torch import save
 
@@ -51,6 +57,11 @@ def main(argv=None):
     write_json(folder / "tokenizer_config.json", tokenizer_config)
     write_json(folder / "config.json", gpt2_config(model.config, tokenizer))
     print(f"exported  {meta['path']} to {folder}: {model.describe()}, {tokenizer.vocab_size:,} {tokenizer.kind} tokens")
+
+
+@errors.script
+def main(argv=None):
+    export(configurator.read_settings(ExportConfig, sys.argv[1:] if argv is None else argv, __doc__))
 
 
 if __name__ == "__main__":

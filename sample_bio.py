@@ -10,20 +10,22 @@ import math
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from kernels.decoding import cast_matrices
+from model_bio import GPT
 from wiggle import checkpoint, configurator, custom_neuron, errors
-from wiggle.device import autocast, describe, pick_compile, pick_device, pick_dtype
+from wiggle.device import Machine, autocast, pick_machine
 from wiggle.errors import UserError
+from wiggle.files import read_text
+from wiggle.sampling import default_prompt, print_as_drawn
 from wiggle.telemetry import event_rates
-from wiggle.tokenizer import stream
+from wiggle.tokenizer import Tokenizer
 
-CACHE_BYTES = 2**30  # what the keys and values of the samples that are drawn together may take
-GLANCE = 16  # steps between two looks at what a card has made: each waits for it, and leaves it idle for a moment
+CACHE_BYTES = 2**30  # memory for the keys and values of samples that are drawn together
+READ_EVERY = 16  # steps on a card between two readings of its ids: each waits for the card, and leaves it idle
 
 
 @dataclass
@@ -65,34 +67,42 @@ class SampleConfig:
             raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0 (1 = none)")
 
 
-def load(config, device):
-    """-> (model, tokenizer); prints where they come from."""
+def load_model_and_tokenizer(config: SampleConfig, device: torch.device) -> tuple[GPT, Tokenizer]:
+    """What init_from or out_dir names, on the device. Prints where it comes from."""
     neuron = custom_neuron.load_neuron(config.neuron) if config.neuron else None
     path = config.out_dir if config.init_from == "resume" else config.init_from
     model, meta = checkpoint.load_model(path, device, neuron)
-    print(f"from      {meta['path']} ({meta['origin']}, step {meta['iter_num']}, val loss {meta['best_val_loss']:.4f})")
-    return model, checkpoint.find_tokenizer(model, meta, config.data_dir)
+    loss = meta["best_val_loss"]
+    trained = f", step {meta['iter_num']}, val loss {loss:.4f}" if math.isfinite(loss) else ""
+    print(f"from      {meta['path']} ({meta['origin']}{trained})")
+    tokenizer = checkpoint.find_tokenizer(model, meta, config.data_dir)
+    model.limit_sampling(tokenizer.vocab_size)
+    return model, tokenizer
 
 
-def read_prompt(start):
-    if not start.startswith("FILE:"):
-        return start
-    try:
-        return Path(start[5:]).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the prompt {start[5:]}: {getattr(error, 'strerror', None) or error}") from None
+def read_prompt(start: str, model: GPT, tokenizer: Tokenizer) -> tuple[str, list[int]]:
+    """The prompt that `start` is or names -> (text, ids). Raises UserError for one that the model cannot continue."""
+    text = read_text(start[5:]) if start.startswith("FILE:") else start
+    if text == SampleConfig.start:
+        text = default_prompt(tokenizer)
+    ids = tokenizer.encode(text, special=True)
+    if not ids:
+        raise UserError("the prompt is empty: give --start at least one character")
+    if max(ids) >= model.config.vocab_size:
+        raise UserError(f"token id {max(ids)} is past the model's vocabulary of {model.config.vocab_size}")
+    return text, ids
 
 
-def batches(model, count, tokens, dtype):
-    """Split `count` samples of so many tokens as evenly as their keys and values allow -> sizes of the batches."""
+def batch_sizes(model: GPT, count: int, tokens: int, dtype: torch.dtype) -> list[int]:
+    """Split `count` samples of `tokens` tokens each as evenly as the memory for their keys and values allows."""
     c = model.config
     sample_bytes = 2 * c.n_layer * c.n_embd * min(tokens, c.block_size) * dtype.itemsize
     parts = math.ceil(count / max(1, CACHE_BYTES // sample_bytes))
     return [count // parts + (part < count % parts) for part in range(parts)]
 
 
-def warm_up(model, prompts, count, options):
-    """Compile the step and record its CUDA graph, in up to `count` tokens, so that the samples' speed is their own."""
+def warm_up(model: GPT, prompts: torch.Tensor, count: int, options: dict) -> None:
+    """Compile the step and record its CUDA graph, by drawing up to 4 of `count` tokens, before the clock starts."""
     print("compile   ", end="", flush=True)
     start = time.perf_counter()
     try:
@@ -105,65 +115,60 @@ def warm_up(model, prompts, count, options):
     print(f"{time.perf_counter() - start:.0f} s")
 
 
-def decode(steps, count, tokenizer, every):
-    """Print the first text as it comes, looking every few steps. steps: `count` times (B, 1) ids -> (B, count)."""
-    push, tokens, shown = stream(tokenizer), [], 0
-    for token in steps:
-        tokens.append(token)
-        if len(tokens) % every == 0 or len(tokens) == count:
-            first = torch.cat(tokens[shown:], dim=1)[0].tolist()
-            print("".join(map(push, first)), end="", flush=True)
-            shown = len(tokens)
-    print(push())
-    return torch.cat(tokens, dim=1)
+def draw_batch(
+    model: GPT, prompts: torch.Tensor, text: str, tokenizer: Tokenizer, count: int, options: dict
+) -> tuple[torch.Tensor, float]:
+    """Print one continuation for each row of prompts (B, T), the first as it is drawn -> (ids (B, count), seconds)."""
+    print("-" * 80)
+    print(text, end="", flush=True)
+    start = time.perf_counter()
+    every = 1 if prompts.device.type == "cpu" else READ_EVERY
+    new = print_as_drawn(model.stream(prompts, count, **options), count, tokenizer, every)
+    seconds = time.perf_counter() - start
+    for row in new[1:].tolist():
+        print("-" * 80)
+        print(text + tokenizer.decode(row))
+    return new, seconds
 
 
-def sample(config):
+def draw_samples(
+    config: SampleConfig, machine: Machine, model: GPT, tokenizer: Tokenizer, text: str, ids: list[int]
+) -> None:
     """Print num_samples continuations of the prompt, then what they cost and how many neurons fired."""
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    compiled, how = pick_compile(config.compile, device)
-    model, tokenizer = load(config, device)
-    text = read_prompt(config.start)
-    ids = tokenizer.encode(text, special=True)
-    if not ids:
-        raise UserError("the prompt is empty: give --start at least one character")
-    if max(ids) >= model.config.vocab_size:
-        raise UserError(f"token id {max(ids)} is past the model's vocabulary of {model.config.vocab_size}")
-    model.limit_sampling(tokenizer.vocab_size)
-    print(f"model     {model.describe()}, context {model.config.block_size}")
-    print(f"device    {describe(device, dtype, how)}")
-    cast_matrices(model, dtype)
     options = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
-    options |= {"repetition_penalty": config.repetition_penalty, "compiled": compiled}
-    generator = torch.Generator(device).manual_seed(config.seed)
-    sizes = batches(model, config.num_samples, len(ids) + config.max_new_tokens, dtype)
-    seconds, fired = 0.0, []
-    with autocast(device, dtype):
-        for size, before in zip(sizes, [0, *sizes], strict=False):
-            prompts = torch.tensor([ids] * size, device=device)
-            if size != before:
-                options["cache"] = model.new_cache(size, len(ids) + config.max_new_tokens)
-                if compiled:
-                    warm_up(model, prompts, config.max_new_tokens, options)
-            print("-" * 80)
-            print(text, end="", flush=True)
-            start = time.perf_counter()
-            steps = model.stream(prompts, config.max_new_tokens, generator=generator, **options)
-            new = decode(steps, config.max_new_tokens, tokenizer, 1 if device.type == "cpu" else GLANCE)
-            seconds += time.perf_counter() - start
-            for row in new[1:].tolist():
-                print("-" * 80)
-                print(text + tokenizer.decode(row))
-            rates = event_rates(model, torch.cat([prompts, new], dim=1)[:, -model.config.block_size :])
-            fired += [] if rates is None else [rates * size / config.num_samples]
+    options |= {"repetition_penalty": config.repetition_penalty, "compiled": machine.compiled}
+    generator = torch.Generator(machine.device).manual_seed(config.seed)
+    count, length = config.max_new_tokens, len(ids) + config.max_new_tokens
+    sizes = batch_sizes(model, config.num_samples, length, machine.dtype)
+    seconds, rates = 0.0, 0.0
+    for size, before in zip(sizes, [0, *sizes], strict=False):
+        prompts = torch.tensor([ids] * size, device=machine.device)
+        if size != before:
+            options["cache"] = model.new_cache(size, length)
+            if machine.compiled:
+                warm_up(model, prompts, count, options)
+        new, spent = draw_batch(model, prompts, text, tokenizer, count, options | {"generator": generator})
+        seconds += spent
+        found = event_rates(model, torch.cat([prompts, new], dim=1)[:, -model.config.block_size :])
+        rates = None if found is None else rates + found * size / config.num_samples
     print("-" * 80)
     together = f", {sizes[0]} samples at a time" if sizes[0] > 1 else ""
-    print(f"speed     {config.num_samples * config.max_new_tokens / seconds:.0f} tokens/s{together}")
-    if fired:
-        rates = torch.stack(fired).sum(0)
+    print(f"speed     {config.num_samples * count / seconds:.0f} tokens/s{together}")
+    if rates is not None:
         layers = ", ".join(f"{100 * rate:.0f}" for rate in rates.tolist())
         print(f"events    {100 * rates.mean():.0f} % of hidden features fired on the samples (by layer: {layers} %)")
+
+
+def sample(config: SampleConfig) -> None:
+    """Print what a checkpoint makes of a prompt. Raises UserError for what can be mended."""
+    machine = pick_machine(config.device, config.dtype, config.compile)
+    model, tokenizer = load_model_and_tokenizer(config, machine.device)
+    text, ids = read_prompt(config.start, model, tokenizer)
+    print(f"model     {model.describe()}, context {model.config.block_size}")
+    print(f"device    {machine}")
+    cast_matrices(model, machine.dtype)
+    with autocast(machine.device, machine.dtype):
+        draw_samples(config, machine, model, tokenizer, text, ids)
 
 
 @errors.script

@@ -45,9 +45,10 @@ from wiggle.huggingface import is_pretrained
 from wiggle.lock import folder_lock
 from wiggle.optimizers import configure_optimizer
 from wiggle.run_log import Metrics, RunLog, duration, print_line, start_wandb
+from wiggle.sampling import default_prompt, print_as_drawn
 from wiggle.stop_signal import StopSignal
 from wiggle.telemetry import event_rates, sharpness
-from wiggle.tokenizer import from_identity, stream
+from wiggle.tokenizer import from_identity
 from wiggle.train_config import TrainConfig
 
 
@@ -144,7 +145,7 @@ def prepare(config, neuron):
     if resumed:
         check_resumable(config, resumed, data, say)
         free = {"dropout": config.dropout, "gradient_checkpointing": config.gradient_checkpointing}
-        model, _ = checkpoint.build(source, resumed, neuron, **free)
+        model, _ = checkpoint.build_model(source, resumed, neuron, **free)
         say(f"resume    {source}, {resumed['iter_num']} steps done")
     elif model is None:
         model = GPT(config.gpt_config(config.vocab_size or data.model_vocab), neuron, config.seed)
@@ -295,7 +296,7 @@ def best_so_far(setup):
     if windows == len(setup.data.fixed_windows("val", windows_of(setup.config))):
         return loss
     device, dtype = setup.machine.device, setup.machine.dtype
-    model, _ = checkpoint.build(path, content, setup.neuron)
+    model, _ = checkpoint.build_model(path, content, setup.neuron)
     again, _ = evaluate(model.to(device), setup.data, "val", windows_of(setup.config), device, dtype)
     setup.say(f"best      {path}, {loss:.4f} on other windows, is at {again:.4f} on this run's")
     return again
@@ -309,7 +310,7 @@ def open_files(run):
         same = (run.resumed or {}).get("wandb_id")
         wandb = start_wandb(c.wandb_project, c.wandb_run_name, asdict(run.resolved), c.out_dir, same)
     if run.resumed:
-        checkpoint.tidy(out_dir, run.source, run.say)
+        checkpoint.remove_leftovers(out_dir, run.source, run.say)
     else:
         checkpoint.set_aside(out_dir, run.say)
     found = {"vocab_size": run.model.config.vocab_size, "gradient_accumulation_steps": run.resolved.micro_batches}
@@ -550,16 +551,14 @@ def finish(run: Run, interrupted: str | None) -> TrainResult:
 
 
 def print_sample(model, identity, tokens, seed):
-    """Print `tokens` tokens of text as they are drawn. identity: the tokenizer's."""
+    """Print `tokens` tokens of text as they are drawn, as far as anybody reads. identity: the tokenizer's."""
     tokenizer = from_identity(identity)
-    push = stream(tokenizer)
     device = next(model.parameters()).device
-    start = torch.tensor([tokenizer.encode("\n")], device=device)
+    start = torch.tensor([tokenizer.encode(default_prompt(tokenizer))], device=device)
     generator = torch.Generator(device).manual_seed(seed)
-    print("sample\n")
-    for token in model.stream(start, tokens, temperature=0.8, generator=generator):
-        print(push(token.item()), end="", flush=True)
-    print(push())
+    with contextlib.suppress(OSError):  # a closed pipe ends no run
+        print("sample\n")
+        print_as_drawn(model.stream(start, tokens, temperature=0.8, generator=generator), tokens, tokenizer)
 
 
 @errors.script

@@ -1,5 +1,6 @@
-"""Files on disk: whole or absent, checked when read, and nothing in them is run."""
+"""Checkpoints: whole or absent, checked when read, opened whoever wrote them, and nothing in them is run."""
 
+import errno
 import os
 import random
 import re
@@ -11,8 +12,9 @@ import torch
 
 from model_bio import GPT, GPTConfig, model_args
 from train import train
-from wiggle import checkpoint, files
+from wiggle import checkpoint
 from wiggle.errors import UserError
+from wiggle.seal import SEAL
 
 
 def save(path, model, **more):
@@ -31,16 +33,6 @@ def logits(model):
     return model(x, x)[0]
 
 
-def test_atomic_write_leaves_the_old_file_where_writing_fails(tmp_path):
-    path = tmp_path / "a" / "file"
-    with files.atomic_write(path) as file:
-        file.write(b"old")
-    with pytest.raises(RuntimeError), files.atomic_write(path) as file:
-        file.write(b"new")
-        raise RuntimeError
-    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["file"]
-
-
 def test_a_saved_model_comes_back(tmp_path):
     model = small(mlp="bio")
     save(tmp_path / "best.pt", model, tokenizer={"kind": "byte", "vocab_size": 256}, iter_num=3, best_val_loss=1.5)
@@ -52,10 +44,10 @@ def test_a_saved_model_comes_back(tmp_path):
 
 def test_a_folder_opens_its_best_then_its_last(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
-        checkpoint.find(tmp_path)
+        checkpoint.find_file(tmp_path)
     for name in ("ckpt.prev.pt", "ckpt.pt", "best.pt"):
         (tmp_path / name).touch()
-        assert checkpoint.find(tmp_path).name == name
+        assert checkpoint.find_file(tmp_path).name == name
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
@@ -82,7 +74,7 @@ def test_a_flip_in_any_part_is_detected_and_our_seal_is_an_ordinary_zip_comment(
     path = tmp_path / "x.pt"
     checkpoint.save(path, {"model": {"a": torch.ones(2)}, "model_args": {}})
     intact, draw = path.read_bytes(), random.Random(1)
-    assert zipfile.ZipFile(path).comment == checkpoint.SEAL[2:] + intact[-64:]
+    assert zipfile.ZipFile(path).comment == SEAL[2:] + intact[-64:]
     assert torch.equal(torch.load(path, weights_only=True)["model"]["a"], torch.ones(2))
     assert torch.equal(torch.load(path, weights_only=True, mmap=True)["model"]["a"], torch.ones(2))
     for place in range(0, len(intact), 3):  # headers, padding and the seal itself too
@@ -91,7 +83,7 @@ def test_a_flip_in_any_part_is_detected_and_our_seal_is_an_ordinary_zip_comment(
         path.write_bytes(content)
         with pytest.raises(UserError):
             checkpoint.read(path)
-    for content in (intact + b"x", intact[:-1], intact[: -len(checkpoint.SEAL) - 64] + b"\0\0"):
+    for content in (intact + b"x", intact[:-1], intact[: -len(SEAL) - 64] + b"\0\0"):
         path.write_bytes(content)
         with pytest.raises(UserError):
             checkpoint.read(path)
@@ -196,6 +188,113 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path, content, message):
         checkpoint.load_model(tmp_path / "other.pt")
 
 
+def zipped(tmp_path):
+    """A ZIP archive of something else."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    return (tmp_path / "x.zip").read_bytes()
+
+
+def in_the_old_format(tmp_path):
+    """What torch.save wrote before 1.6."""
+    torch.save({"model": {}, "model_args": {}}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    return (tmp_path / "old.pt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (in_the_old_format, r"is in the format of torch before 1\.6, .*: in Python, torch\.load it with"),
+        (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS"),
+        (lambda _: b"<!DOCTYPE html><html>Sign in</html>", "is a web page in place of the file"),
+        (lambda _: b"GGUF\3\0\0\0", "is in llama.cpp's format GGUF"),
+        (zipped, "is not a checkpoint of torch"),
+    ],
+)
+def test_files_that_are_taken_for_checkpoints_are_each_told_what_they_are(tmp_path, content, message):
+    (tmp_path / "ckpt.pt").write_bytes(content(tmp_path))
+    with pytest.raises(UserError, match=message) as error:
+        checkpoint.load_model(tmp_path / "ckpt.pt")
+    assert "truncated" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_truncated(tmp_path, monkeypatch):
+    (tmp_path / "ckpt.pt").touch()
+
+    def denied(path, mode):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", denied)
+    with pytest.raises(UserError, match=r"^cannot read checkpoint .*ckpt\.pt: Permission denied$"):
+        checkpoint.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "~nobody-of-this-name/x"])
+def test_a_path_that_the_system_does_not_take_is_one_sentence(path):
+    with pytest.raises(UserError):
+        checkpoint.load_model(path)
+
+
+def test_weights_of_a_run_that_diverged_are_called_so(tmp_path):
+    model = small()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    save(tmp_path / "best.pt", model)
+    with pytest.raises(UserError, match=r"transformer\.wte\.weight is not finite: the run that wrote it diverged"):
+        checkpoint.load_model(tmp_path)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path / "best.pt", small())
+    assert checkpoint.load_model("~")[1]["path"] == tmp_path / "best.pt"
+
+
+# --- a user's own neuron ---
+
+
+class Stiff(torch.nn.Module):
+    """A neuron that computes with numbers while it is built, which no meta device has, and holds an infinity."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.full((features,), torch.linspace(0, 1, features).sum().item()))
+        self.register_buffer("limit", torch.tensor(torch.inf))
+
+    def forward(self, x):
+        return torch.minimum(self.a * x, self.limit)
+
+
+def own(tmp_path):
+    config = GPTConfig(block_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8, mlp="file.py:Stiff")
+    model = GPT(config, Stiff, seed=1).eval()
+    save(tmp_path / "best.pt", model)
+    return model
+
+
+def test_a_neuron_that_is_built_from_numbers_comes_back(tmp_path):
+    model = own(tmp_path)
+    assert torch.equal(logits(checkpoint.load_model(tmp_path, neuron=Stiff)[0]), logits(model))
+
+
+def test_a_neuron_with_other_weights_is_one_sentence(tmp_path):
+    own(tmp_path)
+    with pytest.raises(UserError, match=r"does not fit a model here: .*mlp\.neuron\.a") as error:
+        checkpoint.load_model(tmp_path, neuron=torch.nn.Identity)
+    assert "\n" not in str(error.value)
+
+
+def test_a_neuron_is_named_by_each_scripts_own_flag_and_only_where_there_is_one(tmp_path):
+    own(tmp_path)
+    advice = "file.py:Stiff, .*by --mlp in train.py, by --neuron in sample_bio.py and analyze_bio.py; export.py has no"
+    with pytest.raises(UserError, match=advice):
+        checkpoint.load_model(tmp_path)
+    save(tmp_path / "best.pt", small())
+    with pytest.raises(UserError, match="was trained without a neuron of your own: name none"):
+        checkpoint.load_model(tmp_path, neuron=Stiff)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -211,6 +310,7 @@ def test_what_is_no_checkpoint_is_one_sentence(tmp_path, content, message):
         {"model": {"lm_head.weight": torch.zeros(11, 8)}},  # not tied
         {"model": {"more": torch.zeros(1)}},
         {"model": {"transformer.wte.weight": 5}},
+        {"model": {"transformer.ln_f.weight": torch.ones(8, dtype=torch.int64)}},
     ],
 )
 def test_plain_values_that_lie_are_one_sentence(tmp_path, changes):
@@ -233,7 +333,7 @@ def test_plain_values_that_lie_are_one_sentence(tmp_path, changes):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
 def test_nanogpts_checkpoint(tmp_path, bias, prefix):
     model = small(bias=bias)
     args = {

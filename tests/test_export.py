@@ -1,6 +1,7 @@
 """An exported folder is an ordinary GPT-2 to transformers: the same logits, the same text."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch
 
 import export
 from model_bio import GPT, GPTConfig, model_args
-from tests.test_tokenizer import STRANGE, toy_gpt2  # noqa: F401 - a fixture
-from wiggle import checkpoint, huggingface
+from tests.test_tokenizer import STRANGE
+from wiggle import checkpoint, huggingface_tokenizer
 from wiggle import tokenizer as tokenizer_module
 from wiggle.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer
 
@@ -35,8 +36,9 @@ assert "model_bio" not in sys.modules
 
 
 @pytest.fixture
-def toy(toy_gpt2, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(huggingface, "gpt2_encoding", tokenizer_module.gpt2_encoding)
+def toy(toy_gpt2, monkeypatch):
+    """GPT-2's tokenizer with the toy's few tokens."""
+    monkeypatch.setattr(huggingface_tokenizer, "gpt2_encoding", tokenizer_module.gpt2_encoding)
     return toy_gpt2
 
 
@@ -105,7 +107,8 @@ def test_tokenizers_agree(tmp_path, kind, toy):
     run(tmp_path / "folder", tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "folder")
     if kind == "toy":  # a gap in the toy's ids, which the file closes
-        expected = [min(i, 260) for i in ours.encode(text + "<|endoftext|>", special=True)]
+        end = len(tokenizer_module.gpt2_encoding()._mergeable_ranks)
+        expected = [min(i, end) for i in ours.encode(text + "<|endoftext|>", special=True)]
         assert theirs(text + "<|endoftext|>")["input_ids"] == expected
     else:
         assert theirs(text)["input_ids"] == ours.encode(text)
@@ -119,11 +122,12 @@ def test_gpt2s_own_tokenizer_agrees():
         ours.encode("")
     except tokenizer_module.UserError as error:
         pytest.skip(str(error))
-    fast = huggingface.fast_tokenizer(ours)
+    fast = huggingface_tokenizer.fast_tokenizer(ours)
     text = "\n".join([STRANGE, *(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))]) + "<|endoftext|>"
     assert fast.get_vocab_size() == 50257 and fast.token_to_id("<|endoftext|>") == 50256
     assert fast.encode(text).ids == ours.encode(text, special=True)
     assert fast.decode(fast.encode(text).ids, skip_special_tokens=False) == text
+    assert huggingface_tokenizer.is_gpt2s(json.loads(fast.to_str()))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,11 @@ def test_gpt2s_own_tokenizer_agrees():
         ({"mlp": "bio"}, "mlp=bio cannot be exported: GPT-2's format knows gelu and gelu_tanh"),
         ({"mlp": "relu"}, "mlp=relu cannot be exported"),
         ({"use_rmsnorm": True}, "use_rmsnorm=True cannot be exported: GPT-2's format has no place for it"),
-        ({"position": "rope"}, "position='rope' cannot be exported"),
+        (
+            {"position": "rope"},
+            "position='rope' cannot be exported: GPT-2's format has no place for it, a GPT-2 has",
+        ),
+        ({"position": "rope", "qk_norm": True}, "a GPT-2 has position='learned', qk_norm=False"),
         ({"position": "none"}, "position='none' cannot be exported"),
     ],
 )
@@ -142,10 +150,47 @@ def test_what_gpt2_cannot_express_is_refused_with_the_reason(tmp_path, capsys, c
     assert not (tmp_path / "folder").exists()
 
 
+@pytest.mark.parametrize("kind", ["char", "byte", "toy"])
+def test_a_model_with_fewer_ids_than_its_tokenizer_is_refused(tmp_path, capsys, kind, toy):
+    tokenizer = {"char": CharTokenizer(LETTERS), "byte": ByteTokenizer(), "toy": toy}[kind]
+    trained(tmp_path / "best.pt", tokenizer, vocab_size=tokenizer.vocab_size - 1, n_embd=4)
+    error = refused(capsys, f"--out_dir={tmp_path}", f"--to={tmp_path / 'folder'}")
+    assert f"cannot be exported: its tokenizer has {tokenizer.vocab_size:,} tokens, the model ids for" in error
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_nanogpt_model_and_a_meta_pkl_of_another_vocabulary_are_refused(tmp_path, capsys):
+    model = GPT(GPTConfig(block_size=8, vocab_size=4, n_layer=1, n_head=1, n_embd=4))
+    args = {key: getattr(model.config, key) for key in ("block_size", "vocab_size", "n_layer", "n_head", "n_embd")}
+    torch.save({"model": model.state_dict(), "model_args": args, "config": {"dataset": "old"}}, tmp_path / "ckpt.pt")
+    (tmp_path / "old").mkdir()
+    for characters in ("abc", "abcde"):
+        meta = {"vocab_size": len(characters), "itos": dict(enumerate(characters))}
+        (tmp_path / "old" / "meta.pkl").write_bytes(pickle.dumps(meta))
+        error = refused(capsys, f"--out_dir={tmp_path}", f"--data_dir={tmp_path}", f"--to={tmp_path / 'folder'}")
+        assert (
+            f"old has {len(characters)} char tokens, and the model" in error and "another dataset of that name" in error
+        )
+
+
+def test_a_model_of_your_own_neuron_is_refused_with_the_reason(tmp_path, capsys):
+    config = GPTConfig(block_size=8, vocab_size=4, n_layer=1, n_head=1, n_embd=4, mlp="file.py:Identity")
+    model = GPT(config, torch.nn.Identity)
+    checkpoint.save(tmp_path / "best.pt", {"model": model.state_dict(), "model_args": model_args(config)})
+    assert "export.py has no place for it" in refused(capsys, f"--out_dir={tmp_path}", f"--to={tmp_path / 'folder'}")
+
+
 def test_settings_that_a_gelu_model_does_not_use_are_no_hindrance(tmp_path):
     trained(tmp_path / "best.pt", bio_gate="none", bio_threshold=0.1, gradient_checkpointing=True, dropout=0.1)
     run(tmp_path / "folder", tmp_path)
     assert json.loads((tmp_path / "folder" / "config.json").read_text())["resid_pdrop"] == 0.1
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trained(tmp_path / "best.pt")
+    run("~/folder", "~/best.pt")
+    assert (tmp_path / "folder" / "config.json").exists()
 
 
 def test_nothing_is_overwritten(tmp_path, capsys):

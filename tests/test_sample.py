@@ -1,18 +1,22 @@
 """Sampling from a checkpoint alone."""
 
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import sample_bio
-from model_bio import GPT, GPTConfig
+from model_bio import GPT, GPTConfig, model_args
 from sample_bio import SampleConfig, sample
 from tests.conftest import TINY
 from train import TrainConfig, train
+from wiggle import checkpoint
 from wiggle.errors import UserError
-from wiggle.tokenizer import ByteTokenizer
+from wiggle.tokenizer import CharTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -68,22 +72,13 @@ def test_batches_are_even_and_fit_the_memory(trained, capsys, monkeypatch):
     sample_bytes = 2 * 2 * 8 * 4 * 4  # keys and values, layers, tokens, width, float32
     for limit, sizes in ((4, [4, 3, 3]), (9.5, [5, 5]), (10, [10]), (0.5, [1] * 10)):
         monkeypatch.setattr(sample_bio, "CACHE_BYTES", int(limit * sample_bytes))
-        assert sample_bio.batches(model, 10, 100, torch.float32) == sizes
+        assert sample_bio.batch_sizes(model, 10, 100, torch.float32) == sizes
     monkeypatch.setattr(sample_bio, "CACHE_BYTES", 2 * (2 * 2 * 16 * 16 * 4))
     printed = drawn(capsys, out_dir=trained, num_samples=3, temperature=0.0)[0]
     assert "2 samples at a time" in printed and len(samples(printed)) == 3 and len(set(samples(printed))) == 1
     one = drawn(capsys, out_dir=trained, temperature=0.0)[0]
     events = [next(line for line in text.splitlines() if line.startswith("events")) for text in (printed, one)]
     assert events[0] == events[1]  # the mean over samples, each of which fires alike
-
-
-@pytest.mark.parametrize("every", [1, 3, 7, 50])
-def test_looking_every_few_steps_shows_the_same(capsys, every):
-    tokenizer = ByteTokenizer()
-    text = "añ😀z".encode()
-    steps = (torch.tensor([[byte], [65]]) for byte in text)
-    assert sample_bio.decode(steps, len(text), tokenizer, every).tolist() == [list(text), [65] * len(text)]
-    assert capsys.readouterr().out == "añ😀z\n"
 
 
 def test_bfloat16_samples(trained, capsys):
@@ -117,13 +112,49 @@ def test_a_prompt_from_a_file(trained, capsys, tmp_path):
     assert with_file == drawn(capsys, out_dir=trained, start="cab", temperature=0.0)[1]
 
 
+def test_a_prompt_file_of_windows_is_the_same_prompt(trained, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbfcab\r\n")
+    from_file = drawn(capsys, out_dir=trained, start="FILE:~/prompt.txt", temperature=0.0)[1]
+    assert from_file == drawn(capsys, out_dir=trained, start="cab\n", temperature=0.0)[1]
+
+
+def save(path, characters):
+    """A tiny random model of these characters."""
+    model = GPT(GPTConfig(block_size=8, vocab_size=len(characters), n_layer=1, n_head=1, n_embd=4))
+    content = {"model": model.state_dict(), "model_args": model_args(model.config)}
+    checkpoint.save(path, content | {"tokenizer": CharTokenizer(characters).identity()})
+
+
+def test_where_the_text_had_no_line_break_the_default_prompt_is_one_that_it_had(tmp_path, capsys):
+    save(tmp_path / "best.pt", "abc")
+    text = drawn(capsys, out_dir=str(tmp_path), start=SampleConfig.start)[1]
+    assert len(text) == 1 + 40 + 1 and text[0] == "a"
+    with pytest.raises(UserError, match="the tokenizer has no 'd'"):
+        drawn(capsys, out_dir=str(tmp_path), start="d")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_that_is_not_utf_8_gets_escapes(tmp_path, encoding):
+    folder = tmp_path / "ω"
+    save(folder / "best.pt", "λ😀")
+    (folder / "p.txt").write_text("λ😀", encoding="utf-8")
+    argv = [sys.executable, "sample_bio.py", f"--out_dir={folder}", f"--start=FILE:{folder}/p.txt", "--device=cpu"]
+    argv += ["--num_samples=2", "--max_new_tokens=20"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(argv, capture_output=True, env=environment, cwd=Path(sample_bio.__file__).parent)
+    assert done.returncode == 0 and done.stderr == b""
+    printed = done.stdout.decode("ascii")
+    assert f"{tmp_path}/\\u03c9/best.pt" in printed and printed.count("\n\\u03bb\\U0001f600") == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"start": "aé😀"}, "the tokenizer has no 'é', '😀'"),
         ({"start": "a\udcff"}, "UTF-8|surrogate|has no"),
         ({"start": ""}, "the prompt is empty"),
-        ({"start": "FILE:nowhere.txt"}, "cannot read the prompt nowhere.txt: No such file"),
+        ({"start": "FILE:nowhere.txt"}, "cannot read nowhere.txt: No such file"),
         ({"out_dir": "nowhere"}, "checkpoint nowhere does not exist"),
         ({"device": "quantum"}, "device='quantum' is unknown"),
     ],

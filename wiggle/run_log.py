@@ -1,22 +1,22 @@
 """What a run tells: lines on the terminal, metrics.jsonl, and Weights & Biases."""
 
-import contextlib
-import json
 import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from wiggle.errors import UserError
-from wiggle.files import writing
+from wiggle.errors import UserError, discard_output
+from wiggle.files import to_json, writing
 
 
 def print_line(line: str) -> None:
     """Print a line above the progress bar, if there is one. A closed terminal or pipe ends no run."""
-    with contextlib.suppress(OSError):
+    try:
         tqdm.write(line)
         sys.stdout.flush()
+    except OSError:
+        discard_output()
 
 
 def duration(seconds: float) -> str:
@@ -42,7 +42,7 @@ class Metrics:
 
     def write(self, line: dict) -> None:
         with writing(self.path):
-            self.file.write(json.dumps(line).encode() + b"\n")
+            self.file.write(to_json(line))
             self.file.flush()
 
     def sync(self) -> int:
