@@ -121,7 +121,7 @@ def test_the_standard_library_comes_without_its_tests_and_what_is_not_code(tmp_p
 def test_the_advice_on_a_missing_dataset_leads_to_it(name, tmp_path):
     advice = how_to_make(name, tmp_path / "my data")
     if name == "openwebtext":
-        assert advice.endswith(f"makes into {tmp_path / 'my data' / name}")
+        assert f"makes into {tmp_path / 'my data' / name}, or take another dataset" in advice
         return
     words = shlex.split(advice.partition(" makes it")[0])
     assert words[:2] == ["python", "prepare_data.py"] and f"--data_dir={tmp_path / 'my data'}" in words
@@ -214,6 +214,7 @@ def test_a_folder_gives_its_texts_by_path_and_leaves_out_hidden_files_datasets_a
         "empty.txt": b"",
         "picture.png": b"\x89PNG\r\n\x1a\n\xff",
         "zero.dat": b"abc\0def",
+        "windows.txt": "A".encode("utf-16"),
         ".hidden": b"hidden",
         ".git/config": b"hidden",
         "__pycache__/a.py": b"hidden",
@@ -222,8 +223,10 @@ def test_a_folder_gives_its_texts_by_path_and_leaves_out_hidden_files_datasets_a
     }
     found = read(write(tmp_path / "notes", contents))
     assert found.texts == ["B", "", "ü", "A"] and found.source == "folder notes, 4 files"
-    said = capsys.readouterr().out
-    assert said == "skipped  2 of 6 files, which are not UTF-8 text: ['picture.png', 'zero.dat']\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "skipped  2 of 7 files, which are not UTF-8 text: ['picture.png', 'zero.dat']",
+        "skipped  1 of 7 files, which are text in UTF-16, not UTF-8: ['windows.txt']",
+    ]
     with pytest.raises(UserError, match=r"holds no text in UTF-8$"):
         read(tmp_path / "notes" / "data")  # a folder of nothing but datasets
 

@@ -88,7 +88,10 @@ def how_to_make(name: str, data_dir: str | Path) -> str:
     """What makes the dataset `name` in `data_dir`, as the end of an error's sentence."""
     if name == "openwebtext":
         folder = Path(data_dir, name)
-        return f"put the train.bin and val.bin that nanoGPT's data/openwebtext/prepare.py makes into {folder}"
+        return (
+            f"put the train.bin and val.bin that nanoGPT's data/openwebtext/prepare.py makes into {folder}, or take "
+            "another dataset, such as shakespeare_works"
+        )
     elsewhere = "" if Path(data_dir) == Path("data") else " " + shlex.quote(f"--data_dir={data_dir}")
     if name in CORPORA:
         return f"python prepare_data.py {name}{elsewhere} makes it"
@@ -165,20 +168,21 @@ def read_folder(folder: Path, skip: Collection[str] = SKIPPED_FOLDERS, wanted: s
     """
     paths, left_out = list_folder(folder, skip, wanted)
     texts, listing = [], hashlib.sha256()
-    no_text, unreadable = [], left_out["that cannot be read"]
+    total = f"of {len(paths):,} files, which are"
     for name, path in sorted(paths.items()):
         try:
             data = read_bytes(path)
         except UserError:
-            unreadable.append(name)
+            left_out["that cannot be read"].append(name)
             continue
         try:
             texts.append(decode_text(data, path))
         except UserError:
-            no_text.append(name)
+            encoding = marked_encoding(data)
+            why = f"{total} text in {encoding}, not UTF-8" if encoding else f"{total} not UTF-8 text"
+            left_out.setdefault(why, []).append(name)
             continue
         listing.update(f"{hashlib.sha256(data).hexdigest()}  {name}\n".encode("utf-8", "surrogateescape"))
-    left_out[f"of {len(paths):,} files, which are not UTF-8 text"] = no_text
     reasons = [f"{len(names):,} {why}: {names[:3]}" for why, names in left_out.items() if names]
     for reason in reasons:
         print(f"skipped  {reason}")
@@ -215,12 +219,17 @@ def list_folder(folder: Path, skip: Collection[str], wanted: str) -> tuple[dict[
     return paths, {why: [os.path.relpath(path, folder) for path in found] for why, found in left_out.items()}
 
 
+def marked_encoding(data: bytes) -> str | None:
+    """The encoding, other than UTF-8, that the byte-order mark at the beginning of a text names."""
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # begins with the mark of UTF-16
+        return "UTF-32"
+    return "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else None
+
+
 def decode_text(data: bytes, path: str | Path) -> str:
     """A file's bytes -> text, with line ends as Python's open() reads them, and without Project Gutenberg's frame."""
-    for name in ("UTF-32", "UTF-16"):  # the byte-order mark of UTF-32 begins with that of UTF-16
-        marks = tuple(getattr(codecs, f"BOM_{name.replace('-', '')}_{order}E") for order in "LB")
-        if data.startswith(marks):
-            raise UserError(f"{path} is text in {name}: save it as UTF-8")
+    if encoding := marked_encoding(data):
+        raise UserError(f"{path} is text in {encoding}: save it as UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
