@@ -78,6 +78,10 @@ def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
     add("--also", action="append", default=[], metavar="KEY=X", help=also_help)
     add("--tuning_seeds", type=int, default=2, help="runs of each arm at each point of the sweep (default 2)")
     add("--match", choices=("steps", "flops", "time"), default="steps", help="what arms get alike (default: steps)")
+    power_help = "a difference in nats: the report says how many seeds find it at 80 %% (default 0.01)"
+    add("--power", type=float, default=0.01, metavar="NATS", help=power_help)
+    margin_help = "a difference in nats that does not matter: adds the verdict 'equivalent'"
+    add("--margin", type=float, metavar="NATS", help=margin_help)
     add("--jobs", type=int, default=1, help="runs at a time, cores divided among them (default 1); 0: in this process")
     add("--out_dir", help="folder of runs.jsonl and the report (default: out/compare/CONFIG-KEY)")
     add("--reuse", metavar="FILE", help="runs.jsonl of another comparison, whose matching runs are not repeated")
@@ -88,6 +92,10 @@ def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
     most = TUNING_SEEDS_FROM
     if not (1 <= options.seeds <= most and 1 <= options.tuning_seeds <= most and options.jobs >= 0):
         raise UserError(f"seeds and tuning_seeds must lie in 1..{most}, jobs must be at least 0")
+    if not (0 < options.power < float("inf") and 0 < (options.margin or 1) < float("inf")) or options.margin == 0:
+        raise UserError("power and margin are differences in nats above 0")
+    if options.reuse and not Path(options.reuse).is_file():
+        raise UserError(f"--reuse: there is no file {options.reuse}")
     return options, words
 
 
@@ -251,30 +259,38 @@ def run_missing(study: Study, ledger: Ledger, runs: list[Run], progress: Progres
         ledger.add(run.stage, run.key, **names, **outcome, settings=run.settings)
         progress.end(run, "diverged" if outcome["loss"] is None else f"val {outcome['loss']:.4f}")
 
-    tasks = {}
+    tasks, too_late = {}, 0
     for run in runs:
-        folder = study.out_dir / "running" / run.key
+        folder, kept = study.out_dir / "running" / run.key, folder_to_keep(study, run)
         if run.key in tasks or ledger.finished(run):
             progress.skip(run)
+            too_late += run.key not in tasks and kept is not None and not kept.exists()
             continue
         shutil.rmtree(folder, ignore_errors=True)
-        keep = study.options.keep and run.stage == "reporting"
-        point = map(spell, run.point) if study.also else ()  # an arm may be reported at two points
-        kept = study.out_dir / "kept" / "-".join([run.arm.name, str(run.seed), *point]) if keep else None
         tasks[run.key] = run, one_run, (replace(run.config, out_dir=str(folder / "run")), run.stage, kept), folder
+    if too_late:
+        print_line(f"note      {too_late} reporting runs were finished before: --keep has nothing of theirs")
     run_all(list(tasks.values()), study.options.jobs, study.threads, done)
     return failed
 
 
+def folder_to_keep(study: Study, run: Run) -> Path | None:
+    """Where best.pt and metrics.jsonl of a run stay, if they are to."""
+    if not study.options.keep or run.stage != "reporting":
+        return None
+    point = map(spell, run.point) if study.also else ()  # an arm may be reported at two points
+    return study.out_dir / "kept" / "-".join([run.arm.name, str(run.seed), *point])
+
+
 def read_tuning(study: Study, ledger: Ledger, runs: list[Run]) -> dict[str, Tuning]:
-    """Mean losses of the finished tuning runs, by arm, at each point where all of them are finished."""
+    """Losses of the tuning runs, by arm, at each point where all of them are finished."""
     losses = {(arm.name, point): [] for arm in study.arms for point in study.points}
     for run in runs:
         if record := ledger.finished(run):
             losses[run.arm.name, run.point].append(float("inf") if record["loss"] is None else record["loss"])
     whole = {key: found for key, found in losses.items() if len(found) == len(study.seeds["tuning"])}
     return {
-        arm.name: Tuning({point: statistics.mean(found) for (name, point), found in whole.items() if name == arm.name})
+        arm.name: Tuning({point: found for (name, point), found in whole.items() if name == arm.name})
         for arm in study.arms
     }
 
@@ -370,6 +386,11 @@ def main(argv: list[str] | None = None) -> None:
         raise
     notes = [note for comparison in comparisons for note in notes_on_edges(study, comparison)]
     notes += [note for comparison in comparisons for note in notes_on_seeds(study, comparison)]
+    if not any(result.runs for result in comparisons[0].results):
+        failures = f"{len(failed)} runs failed, and " if failed else ""
+        raise UserError(
+            f"{failures}no reporting run of this command is finished in {ledger.path}: no report is written"
+        )
     from experiment import report  # after the runs: their processes import this file, and need no matplotlib
 
     for line in report.write(study, comparisons, tunings, notes, argv):

@@ -1,6 +1,7 @@
 """The arms of an experiment: settings that are resolved as train.py would, and proved to differ in one key alone."""
 
 import itertools
+import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,8 @@ class CompareOptions:
     also: list[str]
     tuning_seeds: int
     match: Literal["steps", "flops", "time"]
+    power: float
+    margin: float | None
     jobs: int
     out_dir: str | None
     reuse: str | None
@@ -61,15 +64,18 @@ class ArmCost:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Mean loss of an arm on the tuning half at each point of the sweep, infinite where a run diverged."""
+    """Losses of an arm on the tuning half at each point of the sweep, one a tuning seed, infinite where it diverged."""
 
-    losses: dict[Point, float]
+    losses: dict[Point, list[float]]
+
+    def mean(self, point: Point) -> float:
+        """Mean over the tuning seeds; NaN where not all of them are finished."""
+        return statistics.mean(self.losses.get(point, [float("nan")]))
 
     def best(self, key_number: int | None = None, value: object = None) -> Point | None:
-        """The point with the lowest finite loss, among those that have `value` for the swept key of this number."""
+        """The point with the lowest finite mean, among those that have `value` for the swept key of this number."""
         fits = [point for point in self.losses if key_number is None or point[key_number] == value]
-        finite = [point for point in fits if self.losses[point] < float("inf")]
-        return min(finite, key=self.losses.get, default=None)
+        return min((point for point in fits if self.mean(point) < float("inf")), key=self.mean, default=None)
 
 
 @dataclass(frozen=True)

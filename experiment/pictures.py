@@ -4,7 +4,9 @@ import math
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from experiment.arms import ArmResult
@@ -14,13 +16,20 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 STYLES = ("-", "--", "-.", ":")
 
 
+def colour_of(number: int, count: int) -> str:
+    """The colour of one of `count` arms, no two alike: black for the control, then Okabe and Ito's, or more hues."""
+    if count <= len(COLOURS) or number == 0:
+        return COLOURS[number]
+    return to_hex(colormaps["turbo"]((number - 1) / (count - 2)))
+
+
 def draw_curves(results: list[ArmResult], path: Path) -> None:
     """Validation loss by tokens of each arm, and its difference to the control's, with bands over seeds."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     curves = [{seed: dict(run["curve"]) for seed, run in result.runs.items() if run["curve"]} for result in results]
     for i, (result, by_seed) in enumerate(zip(results, curves, strict=True)):
-        style = {"color": COLOURS[i % 8], "linestyle": STYLES[i // 8 % 4 if len(results) > 8 else i % 4]}
+        style = {"color": colour_of(i, len(results)), "linestyle": STYLES[i % 4]}
         shade = min(0.18, 0.6 / len(results))  # so that many bands on one another stay apart
         draw_band(left, by_seed, style, shade, result.arm.name)
         if i:
@@ -59,21 +68,24 @@ def draw_band(axes: Axes, by_seed: dict[int, dict], style: dict, shade: float, l
     axes.fill_between(x, mean - sd, mean + sd, color=style["color"], alpha=shade, linewidth=0)
 
 
-def draw_forest(results: list[ArmResult], differences: list[Difference], texts: list[str], path: Path) -> None:
-    """Paired differences with their 95 % intervals, each seed a dot; texts: what stands beside each."""
-    figure = Figure(figsize=(9, 1.6 + 0.5 * len(differences)), layout="constrained")
+def draw_forest(results: list[ArmResult], differences: list[Difference], title: str, path: Path) -> None:
+    """Paired differences with the intervals that the verdicts are taken from, each seed a dot."""
+    figure = Figure(figsize=(9, 1.9 + 0.5 * len(differences)), layout="constrained")
     axes = figure.subplots()
-    for y, (d, text) in enumerate(zip(differences, texts, strict=True)):
-        colour = COLOURS[(y + 1) % 8]
+    for y, d in enumerate(differences):
+        colour = colour_of(y + 1, len(results))
         axes.plot(d.values, np.full(len(d.values), y + 0.18), "o", color=colour, alpha=0.45, markersize=4, linewidth=0)
-        if not math.isnan(d.low):
-            axes.plot([d.low, d.high], [y, y], color=colour, linewidth=2)
         axes.plot(d.mean, y, "D", color=colour, markersize=7)
-        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+        text = "" if math.isnan(d.mean) else f"{d.mean:+.4f}"
+        if not math.isnan(d.low_holm):
+            axes.plot([d.low_holm, d.high_holm], [y, y], color=colour, linewidth=1.5)
+            axes.plot([d.low_equivalent, d.high_equivalent], [y, y], color=colour, linewidth=4, alpha=0.6)
+            text += f" [{d.low_holm:+.4f}, {d.high_holm:+.4f}]"
+        axes.text(1.02, y, f"{text}  {d.verdict}", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
     axes.axvline(0, color=COLOURS[0], linewidth=1)
     axes.set_yticks(range(len(differences)), [result.arm.name for result in results[1:]])
     axes.set_ylim(len(differences) - 0.5, -0.6)
     axes.grid(axis="x", alpha=0.25)
     axes.set_xlabel(f"validation loss minus that of {results[0].arm.name}, nats a token (left of 0: better)")
-    axes.set_title("Mean (diamond), 95 % interval (line) and single seeds (dots)", fontsize=10)
+    figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)

@@ -5,19 +5,32 @@ import io
 import os
 import platform
 import shlex
+import statistics
 import subprocess
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from experiment.arms import ArmResult, Comparison, Point, Study, Tuning, spell
+from experiment.arms import ArmResult, Comparison, Point, Study, Tuning, at_point, spell
 from experiment.pictures import draw_curves, draw_forest
-from experiment.statistics import NAN, Difference, judge, paired
+from experiment.statistics import (
+    ALPHA,
+    ENOUGH_SEEDS,
+    MANY_SEEDS,
+    NAN,
+    Difference,
+    judge,
+    paired,
+    resolved,
+    sd_range,
+    seeds_needed,
+)
 from wiggle.files import atomic_write
 
-BUDGETS = {"steps": "steps", "flops": "FLOPs", "time": "seconds"}  # --match -> what all arms had alike
+BUDGETS = {"steps": "steps", "flops": "FLOPs", "time": "seconds"}  # --match -> what all arms have alike
 COSTS = {  # column of table.csv -> how report.md spells it
     "parameters": lambda value: f"{value / 1e6:.3f}M",
     "flops_per_token": lambda value: f"{value / 1e6:.2f}",
@@ -30,13 +43,19 @@ METHOD = (
     "second block of about 4,096 tokens): mean and standard deviation over seeds. Differences to the control are "
     "paired by seed: with one seed all arms start from the same value of every weight that they share, and see the "
     "same batches in the same order. The interval is Student's, of each arm by itself; p is corrected for the "
-    "number of arms after Holm, and a verdict takes p < 0.05 and 3 seeds. All arms had equal {budget}. The time of "
-    "a step is a median of bursts by turns, with one process running; memory is the highest that training added to "
-    "its process before an evaluation, or allocated on its card. Numbers in brackets are ratios to the control."
+    "number of arms after Holm, and a verdict takes p < 0.05 and 3 seeds. forest.png draws the intervals that the "
+    "verdicts are taken from, corrected as p is.{equivalent}{budget} The time of a step is a median of bursts by "
+    "turns, with one process running; memory is the highest that training added to its process before an "
+    "evaluation, or allocated on its card. Numbers in brackets are ratios to the control."
+)
+EQUIVALENT = (
+    " An arm is equivalent where two one-sided paired t-tests, corrected alike, show that it differs by less than "
+    "{margin:g} nats, even if it does differ."
 )
 DIVERGED = (
     "A diverged seed counts as worse than any loss: its arm is judged by ranks (Wilcoxon's signed-rank test) and can "
-    "not be better, nor can any arm of which a seed is missing; means and intervals are of the seeds that ended."
+    "not be better or equivalent, nor can any arm of which a seed is missing; means and intervals are of the seeds "
+    "that ended."
 )
 
 
@@ -56,11 +75,12 @@ def write(
         with atomic_write(study.out_dir / f"table{suffix}.csv") as file:
             file.write(as_csv(lines).encode())
         draw_curves(comparison.results, study.out_dir / f"curves{suffix}.png")
-        texts = [f"{interval(line)}  {line['verdict']}" for line in lines[1:]]
-        draw_forest(comparison.results, differences, texts, study.out_dir / f"forest{suffix}.png")
-        sections.append((comparison, lines, suffix))
+        title = forest_title(study, comparison)
+        draw_forest(comparison.results, differences, title, study.out_dir / f"forest{suffix}.png")
+        sections.append(Section(comparison, differences, lines, suffix))
         printed += [f"at {comparison.where}:"] if suffix else []
         printed += map(summary, lines)
+        printed += power_summary(study, differences)
     with atomic_write(study.out_dir / "report.md") as file:
         file.write(markdown(study, sections, tunings, notes, argv).encode())
     return [*printed, *(f"note      {note}" for note in notes), f"report    {study.out_dir / 'report.md'}"]
@@ -69,7 +89,25 @@ def write(
 def compare_arms(study: Study, results: list[ArmResult]) -> list[Difference]:
     """The judged difference of each arm but the first, the control, to the control."""
     losses = [{seed: run["loss"] for seed, run in result.runs.items()} for result in results]
-    return judge([paired(arm, losses[0], study.seeds["reporting"]) for arm in losses[1:]])
+    return judge([paired(arm, losses[0], study.seeds["reporting"]) for arm in losses[1:]], study.options.margin)
+
+
+def forest_title(study: Study, comparison: Comparison) -> str:
+    """What is compared in which setting, and what is drawn."""
+    config, seeds = study.arms[0].config, len(study.seeds["reporting"])
+    varied = {text.partition("=")[0] for text in study.options.vary}
+    setting = {
+        "n_layer": f"{config.n_layer} layers",
+        "n_embd": f"width {config.n_embd}",
+        "optimizer_type": config.optimizer_type,
+        "max_iters": f"{config.max_iters:,} steps",
+    }
+    told = [text for key, text in setting.items() if key not in varied | set(study.swept)]
+    where = [f"at {comparison.where}"] if comparison.where else []
+    drawn = "mean (diamond), 95 % interval corrected after Holm (line), single seeds (dots)"
+    if study.options.margin:
+        drawn += f"; equivalent: thick line within ±{study.options.margin:g}"
+    return f"{', '.join([config.dataset, *told, *where, f'{seeds} seeds'])}\n{drawn}"
 
 
 # --- table.csv ---
@@ -96,7 +134,10 @@ def table(study: Study, results: list[ArmResult], differences: list[Difference])
         found = [run["loss"] for run in result.runs.values() if run["loss"] is not None]
         point = result.point or [NAN] * len(study.swept)
         line = {"arm": result.arm.name} | dict(zip(study.swept, point, strict=True))
-        line |= {"steps": result.arm.config.max_iters, "seeds": len(found)}
+        line |= {
+            "steps": at_point(result.arm.config, study.swept, point).max_iters if result.point is not None else NAN
+        }
+        line["seeds"] = len(found)
         line |= {"diverged": len(result.runs) - len(found)} if any_diverged else {}
         line |= {"val_loss": np.mean(found) if found else NAN, "val_sd": np.std(found, ddof=1) if found[1:] else NAN}
         line |= {"difference": d.mean, "low": d.low, "high": d.high, "p": d.p, "p_holm": d.p_holm, "verdict": d.verdict}
@@ -149,33 +190,56 @@ def summary(line: dict) -> str:
 # --- report.md ---
 
 
+@dataclass(frozen=True)
+class Section:
+    """What the report says of one comparison. suffix: of the names of its files."""
+
+    comparison: Comparison
+    differences: list[Difference]
+    lines: list[dict]
+    suffix: str
+
+
 def markdown(
-    study: Study,
-    sections: list[tuple[Comparison, list[dict], str]],
-    tunings: dict[str, Tuning],
-    notes: list[str],
-    argv: list[str],
+    study: Study, sections: list[Section], tunings: dict[str, Tuning], notes: list[str], argv: list[str]
 ) -> str:
-    """sections: (comparison, its table's lines, the suffix of its files' names), the best points' first."""
-    (best, lines, _), *others = sections
+    """The text of report.md; sections: the best points' first."""
+    best, *others = sections
+    lines = best.lines
     varied = " and ".join(text.partition("=")[0] for text in study.options.vary)
     text = [f"# {varied}: {', '.join(line['arm'] for line in lines[1:])} against {lines[0]['arm']}", ""]
     text += [*verdicts(study, lines), "", *(f"> **Note:** {note}." for note in notes), ""]
-    text += [*big_table(study, lines), "", METHOD.format(budget=BUDGETS[study.options.match])]
-    diverged = any("diverged" in line for _, lines, _ in sections for line in lines)
-    text += ["", DIVERGED, ""] if diverged else [""]
+    text += [*big_table(study, lines), "", method(study, lines), ""]
+    diverged = any("diverged" in line for section in sections for line in section.lines)
+    text += [DIVERGED, ""] if diverged else []
+    text += power_section(study, best)
     if study.swept:
-        text += tuning_section(study, best, tunings)
+        text += tuning_section(study, best.comparison, tunings)
     text += ["![validation loss by tokens](curves.png)", "", "![differences to the control](forest.png)", ""]
-    for comparison, lines, suffix in others:
-        text += [f"## At {comparison.where}", "", f"The same arms at their best points with {comparison.where}; p is "]
-        text[-1] += "corrected within this table."
-        text += ["", *verdicts(study, lines), "", *big_table(study, lines), ""]
-        text += [f"![differences to the control at {comparison.where}](forest{suffix}.png)", ""]
+    for section in others:
+        where = section.comparison.where
+        text += [
+            f"## At {where}",
+            "",
+            f"Each arm at its best point with {where}; p is corrected within this table.",
+            "",
+        ]
+        text += [*verdicts(study, section.lines), "", *big_table(study, section.lines), ""]
+        text += [f"![differences to the control at {where}](forest{section.suffix}.png)", ""]
     text += ["## How it was made", "", "```", shlex.join(["python", "compare.py", *argv]), "```", ""]
-    commands = [command(study, result) for result in best.results]
+    commands = [command(study, result) for result in best.comparison.results]
     text += ["One run of each arm alone:", "", "```", *commands, "```", ""]
     return "\n".join([*text, *machine(study)]) + "\n"
+
+
+def method(study: Study, lines: list[dict]) -> str:
+    """How the numbers of the table came about, as far as it holds for this study."""
+    options = study.options
+    equal = f" All arms had equal {BUDGETS[options.match]}."
+    if options.match == "steps" and len({line["steps"] for line in lines}) > 1:
+        equal = ""
+    equivalent = EQUIVALENT.format(margin=options.margin) if options.margin else ""
+    return METHOD.format(budget=equal, equivalent=equivalent)
 
 
 def verdicts(study: Study, lines: list[dict]) -> list[str]:
@@ -210,7 +274,7 @@ def big_table(study: Study, lines: list[dict]) -> list[str]:
         for key, shown in COSTS.items():
             ratio = line[f"{key}_ratio"]
             row.append(shown(line[key]) + ("" if np.isnan(ratio) else f" ({ratio:.2f}x)"))
-        rows.append([*row, f"{line['steps']:,}"])
+        rows.append([*row, number(line["steps"], ",")])
     return grid(header, rows)
 
 
@@ -226,16 +290,65 @@ def tuning_section(study: Study, best: Comparison, tunings: dict[str, Tuning]) -
             rows.append([arm.name, *map(spell, other), *cells])
     seeds = ", ".join(map(str, study.seeds["tuning"]))
     text = [f"## {' and '.join(study.swept)}, tuned for each arm alike", ""]
-    text += [f"Mean loss on the tuning half, seed {seeds}; in bold what was taken for the reporting runs.", ""]
+    text += [f"Mean loss on the tuning half, seed {seeds}; in bold what was taken for the reporting runs. "]
+    text += [text.pop() + tuning_noise(study, tunings), ""]
     across = f"{first} " if rest else ""
     header = ["arm", *rest, *(across + spell(value) for value in study.swept[first])]
     return [*text, *grid(header, rows), ""]
 
 
 def tuning_cell(tuning: Tuning, point: Point, taken: Point | None) -> str:
-    loss = tuning.losses.get(point, NAN)
+    loss = tuning.mean(point)
     text = "diverged" if loss == float("inf") else number(loss, ".4f")
     return f"**{text}**" if point == taken else text
+
+
+def tuning_noise(study: Study, tunings: dict[str, Tuning]) -> str:
+    """A sentence on how much of the choice of a point is noise."""
+    if len(study.seeds["tuning"]) < 2:
+        return "With one tuning seed the noise of this choice is not known, and no interval holds it."
+    spreads = [statistics.stdev(tuning.losses[best]) for tuning in tunings.values() if (best := tuning.best())]
+    if not spreads:
+        return ""
+    median, most = statistics.median(spreads), max(spreads)
+    return (
+        f"At the points taken, the loss varies over tuning seeds by a standard deviation of {median:.4f} (median over "
+        f"arms; {most:.4f} at most): points closer than that are chosen among by chance, which no interval holds."
+    )
+
+
+# --- power ---
+
+
+def power_section(study: Study, section: Section) -> list[str]:
+    """What the seeds of this study can resolve, and how many it takes to find the difference of --power."""
+    wanted, arms, seeds = study.options.power, len(section.differences), len(study.seeds["reporting"])
+    rows = []
+    for result, d in zip(section.comparison.results[1:], section.differences, strict=True):
+        if len(d.values) >= ENOUGH_SEEDS and (sd := d.values.std(ddof=1)):
+            needed = seeds_needed(wanted, sd, ALPHA / arms) or f"over {MANY_SEEDS:,}"
+            rows.append([result.arm.name, f"{sd:.4f}", f"{resolved(sd, len(d.values), ALPHA / arms):.4f}", needed])
+    if not rows:
+        return []
+    low, high = sd_range(seeds)
+    text = (
+        f"At p < 0.05 / {arms}, Holm's first step, the seeds at hand find the difference in the third column with a "
+        f"chance of 80 %, and so many as in the last column find one of {wanted:g}. The standard deviation of {seeds} "
+        f"seeds is itself uncertain: the true one lies between {low:.2f} and {high:.1f} times it (95 %)."
+    )
+    header = ["arm", "sd of paired differences", "resolved", f"seeds for {wanted:g}"]
+    return ["## Power", "", text, "", *grid(header, rows), ""]
+
+
+def power_summary(study: Study, differences: list[Difference]) -> list[str]:
+    """The line on power to print: from the arm that varies least to the one that varies most."""
+    wanted, alpha, seeds = study.options.power, ALPHA / len(differences), len(study.seeds["reporting"])
+    sds = [d.values.std(ddof=1) for d in differences if len(d.values) >= ENOUGH_SEEDS]
+    if not any(sds):
+        return []
+    low, high = (resolved(sd, seeds, alpha) for sd in (min(sds), max(sds)))
+    least, most = (seeds_needed(wanted, sd, alpha) or f"over {MANY_SEEDS:,}" for sd in (min(sds), max(sds)))
+    return [f"power     {seeds} seeds find {low:.4f} to {high:.4f} at 80 %; {wanted:g} takes {least} to {most} seeds"]
 
 
 def command(study: Study, result: ArmResult) -> str:
@@ -256,7 +369,7 @@ def machine(study: Study) -> list[str]:
     config = study.arms[0].config
     device = torch.device(config.device)
     card = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scipy", "statsmodels"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scipy"))
     return [
         f"- {platform.platform()}, {cpu}, {os.cpu_count()} cores{card}",
         f"- {study.threads} threads a process, {max(1, study.options.jobs)} at a time, {config.dtype}",

@@ -96,6 +96,8 @@ def calls(monkeypatch):
         (["--vary=mlp=gelu,bio", "--seeds=0"], "seeds and tuning_seeds must lie in 1..1000"),
         (["--vary=mlp=gelu,bio", "--seeds=three"], "invalid int value: 'three'"),
         (["--vary=mlp=gelu,bio", "--also=c_fc_std=None"], "must name one value of a --sweep"),
+        (["--vary=mlp=gelu,bio", "--margin=0"], "power and margin are differences in nats above 0"),
+        (["--vary=mlp=gelu,bio", "--reuse=nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["--vary=n_embd=16,18", "--n_head=4"], "n_head=4 does not divide n_embd=18"),
         ([], "required: --vary"),
     ],
@@ -248,6 +250,36 @@ def test_report_alone_runs_nothing(words, tmp_path, calls):
     assert len(calls) == 2 and "has 1 of 3 reporting runs" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_report_that_would_be_empty_leaves_the_one_that_is_there(words, tmp_path, capsys):
+    experiment(words, tmp_path / "out", seeds=1)
+    before = (tmp_path / "out" / "report.md").read_bytes()
+    other = ["--vary=mlp=gelu,silu", "--weight_decay=0.3", f"--out_dir={tmp_path / 'out'}", "--report"]
+    assert "no reporting run of this command is finished" in refused(capsys, [*words, *other])
+    assert (tmp_path / "out" / "report.md").read_bytes() == before
+
+
+def test_steps_that_vary_are_not_called_equal(words, tmp_path):
+    table = experiment(words, tmp_path / "out", vary="max_iters=4,6", seeds=1)
+    assert [line["steps"] for line in table.values()] == ["4", "6"]
+    assert "equal steps" not in (tmp_path / "out" / "report.md").read_text()
+    experiment(words, tmp_path / "out", seeds=1)
+    assert "All arms had equal steps" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_steps_of_the_table_are_those_of_the_swept_point(words, tmp_path):
+    table = experiment(words, tmp_path / "out", "--sweep=max_iters=4,6", "--tuning_seeds=1", seeds=1)
+    assert all(line["steps"] == line["max_iters"] for line in table.values())
+
+
+def test_keeping_of_finished_runs_is_said_not_to_be_done(words, tmp_path, capsys):
+    experiment(words, tmp_path / "out", seeds=1)
+    experiment(words, tmp_path / "out", "--keep", seeds=2)
+    assert "2 reporting runs were finished before: --keep has nothing of theirs" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out" / "kept").iterdir()) == ["gelu-1338", "relu-1338"]
+    experiment(words, tmp_path / "out", "--keep", seeds=2)
+    assert "2 reporting runs were finished before" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("match", ["flops", "time"])
 def test_budgets_fix_each_arms_steps(words, tmp_path, calls, monkeypatch, match):
     monkeypatch.setattr(compare, "first_steps", lambda configs, rounds: [([], [10.0]), ([], [25.0])][: len(configs)])
@@ -292,7 +324,7 @@ def test_a_control_that_diverged_leaves_no_verdict_and_no_nan(words, tmp_path, m
 
 # --- a grid of swept keys ---
 
-GRID = ["--sweep=learning_rate=1e-3,1e-2", "--sweep=c_fc_std=None,0.1,unit"]
+GRID = ["--sweep=learning_rate=1e-3,1e-2", "--sweep=c_fc_std=None,unit"]
 
 
 def records_of(out_dir, stage):
@@ -305,7 +337,7 @@ def test_a_grid_is_tuned_for_each_arm_alike(words, tmp_path, calls):
     tuning = records_of(tmp_path / "out", "tuning")
     points = {(r["arm"], r["seed"], *r["value"].values()) for r in tuning}
     assert points == {(arm, seed, rate, std) for arm in ("gelu", "relu") for seed in (2337, 2338)
-                      for rate in (1e-3, 1e-2) for std in (None, 0.1, "unit")}  # fmt: skip
+                      for rate in (1e-3, 1e-2) for std in (None, "unit")}  # fmt: skip
     assert {(c.mlp, c.learning_rate, c.c_fc_std) for c in calls} == {(p[0], p[2], p[3]) for p in points}
     for name, line in table.items():
         losses = {}
@@ -320,18 +352,21 @@ def test_a_grid_is_tuned_for_each_arm_alike(words, tmp_path, calls):
 
 
 def test_also_reports_each_arm_at_the_best_point_of_another_value(words, tmp_path, calls):
-    best = experiment(words, tmp_path / "out", *GRID, "--also=c_fc_std=None", seeds=2)
+    also = ["--also=c_fc_std=None", "--tuning_seeds=1"]
+    best = experiment(words, tmp_path / "out", *GRID, *also, seeds=2)
     with open(tmp_path / "out" / "table-c_fc_std=None.csv") as file:
-        also = {line["arm"]: line for line in csv.DictReader(file)}
-    assert {line["c_fc_std"] for line in also.values()} == {"None"}
-    assert {line["seeds"] for line in also.values()} == {"2"}
+        second = {line["arm"]: line for line in csv.DictReader(file)}
+    assert {line["c_fc_std"] for line in second.values()} == {"None"}
+    assert {line["seeds"] for line in second.values()} == {"2"}
     reporting = records_of(tmp_path / "out", "reporting")
-    wanted = {(name, line["learning_rate"], line["c_fc_std"]) for table in (best, also) for name, line in table.items()}
-    assert len(reporting) == 2 * len(wanted) == len(calls) - 24  # a point that is the best and this one is run once
+    wanted = {
+        (name, line["learning_rate"], line["c_fc_std"]) for table in (best, second) for name, line in table.items()
+    }
+    assert len(reporting) == 2 * len(wanted) == len(calls) - 8  # a point that is the best and this one is run once
     text = (tmp_path / "out" / "report.md").read_text()
     assert "## At c_fc_std=None" in text and "forest-c_fc_std=None.png" in text
     begun = len(calls)
-    experiment(words, tmp_path / "out", *GRID, "--also=c_fc_std=None", seeds=2)
+    experiment(words, tmp_path / "out", *GRID, *also, seeds=2)
     assert len(calls) == begun
 
 
@@ -339,7 +374,7 @@ def test_a_second_sweep_goes_on_from_the_runs_of_the_first(words, tmp_path, call
     experiment(words, tmp_path / "out", GRID[0], "--tuning_seeds=1", seeds=1)
     begun = len(calls)
     experiment(words, tmp_path / "out", *GRID, "--tuning_seeds=1", seeds=1)
-    assert {c.c_fc_std for c in calls[begun:] if c.seed == 2337} == {0.1, "unit"}
+    assert {c.c_fc_std for c in calls[begun:] if c.seed == 2337} == {"unit"}
 
 
 # --- processes ---

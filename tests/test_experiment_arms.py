@@ -138,10 +138,10 @@ def test_also_names_one_value_that_is_swept():
             parse_also(text, swept, WORDS)
 
 
-def test_the_best_point_has_the_lowest_finite_loss():
+def test_the_best_point_has_the_lowest_finite_mean():
     inf = float("inf")
-    tuning = Tuning({(1e-3, None): 2.0, (1e-3, "unit"): inf, (2e-3, None): 1.9, (2e-3, "unit"): 1.8})
+    tuning = Tuning({(1e-3, None): [2.0], (1e-3, "unit"): [1.0, inf], (2e-3, None): [1.9], (2e-3, "unit"): [1.7, 1.9]})
     assert tuning.best() == (2e-3, "unit")
     assert tuning.best(1, None) == (2e-3, None)
     assert tuning.best(0, 1e-3) == (1e-3, None)
-    assert Tuning({(1.0,): inf}).best() is None and Tuning({}).best() is None
+    assert Tuning({(1.0,): [inf]}).best() is None and Tuning({}).best() is None
