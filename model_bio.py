@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels import attention as fused_attention
 from kernels.cross_entropy import ChunkedCrossEntropy
-from kernels.decoding import STEP_OPTIONS, KVCache, pick
+from kernels.decoding import STEP_OPTIONS, KVCache, pick_tokens
 from kernels.matmul import Linear
 from kernels.oscillation import oscillate, oscillate_gated
 from kernels.rotary import normalise, rotate
@@ -698,7 +698,7 @@ class GPT(nn.Module):
                 if repetition_penalty != 1.0:
                     weaker = torch.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty)
                     logits = torch.where(seen, weaker, logits)
-                token = pick(logits[:, : self.sampled_vocab], temperature, top_k, top_p, generator)
+                token = pick_tokens(logits[:, : self.sampled_vocab], temperature, top_k, top_p, generator)
                 text[:, end : end + 1] = token
                 seen.scatter_(1, token, True)
                 yield token
@@ -719,7 +719,9 @@ class GPT(nn.Module):
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
         tokens = math.ceil(tokens / 256) * 256  # so that few sizes are ever compiled
-        return KVCache(self.config, batch, min(tokens, self.config.block_size), device, dtype)
+        c = self.config
+        shape = (c.n_layer, batch, c.n_head, min(tokens, c.block_size), c.n_embd // c.n_head)
+        return KVCache(shape, device, dtype)
 
 
 def model_args(config: GPTConfig) -> dict:

@@ -1,14 +1,14 @@
 // Causal self-attention on the CPU, forward and backward, in float32. Equations: attention.py.
 //
-// One head of one sequence is a task of its own, so that neither the threads' number nor their order changes a bit. It
-// works in a scratch space that fits the second-level cache, on BLOCK queries at a time, and leaves out what lies past
-// the diagonal. Nothing is kept for the backward pass, which computes the probabilities once more.
-// Rows are padded with zeros to whole tiles. No -ffast-math: NaN and infinity must come through.
+// One head of one sequence is one task of a thread, so neither the number of threads nor their order changes a bit. The
+// task works in a scratch space that fits the second-level cache, on BLOCK queries at a time, and skips keys past the
+// causal mask's diagonal. The backward pass computes the probabilities anew: the forward pass keeps nothing for it.
+// Matrices are padded with zeros to whole tiles. No -ffast-math: NaN and infinity must come through.
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 #ifdef _OPENMP
-extern int omp_get_thread_num(void); // torch's own runtime; its header is not everywhere
+extern int omp_get_thread_num(void); // of torch's own runtime; omp.h is not installed everywhere
 #else
 #define omp_get_thread_num() 0
 #endif
@@ -19,23 +19,24 @@ extern int omp_get_thread_num(void); // torch's own runtime; its header is not e
 #define LANES 8
 #endif
 #define WIDE (2 * LANES) // columns of a tile
-#define ROWS 4           // rows of a tile: 8 sums, as many as two multipliers with 4 cycles of latency keep busy
+#define ROWS 4           // rows of a tile: 8 registers of sums keep two multipliers with 4 cycles of latency busy
 #define BLOCK 16         // queries at a time; WIDE is a multiple of it
-#define ROUND 12582912.0f // 1.5 * 2^23: adding it rounds to an integer, which the sum holds in its low bits
+#define ROUND 12582912.0f // 1.5 * 2^23: adding it rounds a float to an integer, held by the low bits of the sum
 #define INLINE static inline __attribute__((always_inline))
 #define PADDED(n) (((n) + WIDE - 1) / WIDE * WIDE)
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-INLINE float sum(const float *part) {
+INLINE float sum_of_lanes(const float *part) {
     float total = 0;
     for (int l = 0; l < LANES; l++) total += part[l];
     return total;
 }
 
-// c = a b, or c += a b: a is (rows, n) with any strides, b (n, columns), c (rows, columns); whole tiles.
-INLINE void product(long rows, long columns, long n, const float *a, long ai, long ak, const float *b, long bk, float *c,
-                    long ck, int add) {
+// c = a b, or c += a b where add is 1. a: (rows, n) with strides ai and ak, b: (n, columns) with row stride bk,
+// c: (rows, columns) with row stride ck; rows and columns are multiples of a tile's.
+INLINE void multiply(long rows, long columns, long n, const float *a, long ai, long ak, const float *b, long bk,
+                     float *c, long ck, int add) {
     for (long j = 0; j < columns; j += WIDE)
         for (long i = 0; i < rows; i += ROWS) {
             vec s[ROWS][2] = {0};
@@ -43,7 +44,10 @@ INLINE void product(long rows, long columns, long n, const float *a, long ai, lo
 #pragma GCC unroll 4
             for (long k = 0; k < n; k++) {
                 vec left = *(const vec *)(column + k * bk), right = *(const vec *)(column + k * bk + LANES);
-                for (int r = 0; r < ROWS; r++) s[r][0] += row[r * ai + k * ak] * left, s[r][1] += row[r * ai + k * ak] * right;
+                for (int r = 0; r < ROWS; r++) {
+                    s[r][0] += row[r * ai + k * ak] * left;
+                    s[r][1] += row[r * ai + k * ak] * right;
+                }
             }
             for (int r = 0; r < ROWS; r++)
                 for (int h = 0; h < 2; h++) {
@@ -54,10 +58,11 @@ INLINE void product(long rows, long columns, long n, const float *a, long ai, lo
         }
 }
 
-// One head's queries, keys or values: x, rows `stride` apart, into y (padded T, padded D), normalised with the factors
-// r = 1 / sqrt(mean(x^2) + 1e-6) unless r is NULL, turned unless cosine is NULL, and into its transpose unless NULL.
-static void load(const float *x, long stride, long T, long D, const float *cosine, const float *sine, float *restrict r,
-                 float *restrict y, float *restrict transpose) {
+// Copy one head's queries, keys or values x (T, D), rows `stride` apart, to y, padded: normalised, with the factors
+// r = 1 / sqrt(mean(x^2) + 1e-6), unless r is NULL, then rotated unless cosine is NULL. Unless transpose is NULL, y is
+// copied there, too, transposed.
+static void load_head(const float *x, long stride, long T, long D, const float *cosine, const float *sine,
+                      float *restrict r, float *restrict y, float *restrict transpose) {
     long Tp = PADDED(T), Dp = PADDED(D), half = D / 2;
     memset(y + T * Dp, 0, (Tp - T) * Dp * sizeof(float));
     for (long t = 0; t < T; t++, y += Dp) {
@@ -67,7 +72,7 @@ static void load(const float *x, long stride, long T, long D, const float *cosin
             float part[LANES] = {0};
             for (long d = 0; d < Dp; d += LANES)
                 for (int l = 0; l < LANES; l++) part[l] += y[d + l] * y[d + l];
-            r[t] = 1 / sqrtf(sum(part) / D + 1e-6f);
+            r[t] = 1 / sqrtf(sum_of_lanes(part) / D + 1e-6f);
             for (long d = 0; d < Dp; d++) y[d] *= r[t];
         }
         if (cosine) {
@@ -75,7 +80,8 @@ static void load(const float *x, long stride, long T, long D, const float *cosin
             float *restrict a = y, *restrict b = y + half;
             for (long d = 0; d < half; d++) {
                 float first = a[d], second = b[d];
-                a[d] = first * c[d] - second * s[d], b[d] = first * s[d] + second * c[d];
+                a[d] = first * c[d] - second * s[d];
+                b[d] = first * s[d] + second * c[d];
             }
         }
     }
@@ -86,16 +92,17 @@ static void load(const float *x, long stride, long T, long D, const float *cosin
             for (int l = 0; l < LANES; l++) transpose[d * Tp + t + l] = y[(t + l) * Dp + d];
 }
 
-// The way back: from the gradient dy of load's y, rows Dp apart, that of its x, rows `stride` apart. dy gets lost.
-static void unload(float *restrict dy, const float *y, const float *r, long stride, long rows, long D,
-                   const float *cosine, const float *sine, float *restrict dx) {
+// The backward pass of load_head: from dy, the gradient of its y, compute dx, the gradient of its x, rows `stride`
+// apart. dy is overwritten.
+static void load_head_backward(float *restrict dy, const float *y, const float *r, long stride, long rows, long D,
+                               const float *cosine, const float *sine, float *restrict dx) {
     long Dp = PADDED(D), half = D / 2;
     for (long t = 0; t < rows; t++, dy += Dp, y += Dp, dx += stride) {
-        if (r) { // dx = r (dy - y mean(dy y)); turning changes no product, so y and dy may both be turned still
+        if (r) { // dx = r (dy - y mean(dy y)): a rotation changes no dot product, so y and dy may both still be rotated
             float part[LANES] = {0};
             for (long d = 0; d < Dp; d += LANES)
                 for (int l = 0; l < LANES; l++) part[l] += dy[d + l] * y[d + l];
-            float along = sum(part) / D;
+            float along = sum_of_lanes(part) / D;
             for (long d = 0; d < Dp; d++) dy[d] = r[t] * (dy[d] - along * y[d]);
         }
         if (!cosine) {
@@ -110,7 +117,7 @@ static void unload(float *restrict dy, const float *y, const float *r, long stri
     }
 }
 
-// s[:n] = softmax(scale s[:n]), s[n:columns] = 0. exp(x) = 2^i 2^f with |f| <= 1/2, its polynomial fitted to 2e-9.
+// s[:n] = softmax(scale s[:n]), s[n:columns] = 0. exp(x) = 2^i 2^f with |f| <= 1/2 and 2^f a polynomial fitted to 2e-9.
 INLINE void softmax(float *restrict s, long n, long columns, float scale) {
     float part[LANES], top = s[0];
     for (long k = n; k < columns; k++) s[k] = top;
@@ -135,64 +142,68 @@ INLINE void softmax(float *restrict s, long n, long columns, float scale) {
     memset(part, 0, sizeof part);
     for (long k = 0; k < columns; k += LANES)
         for (int l = 0; l < LANES; l++) part[l] += s[k + l];
-    float factor = 1 / sum(part);
+    float factor = 1 / sum_of_lanes(part);
     for (long k = 0; k < columns; k++) s[k] *= factor;
 }
 
-// Floats of scratch space that a thread needs.
-int64_t attention_scratch(int64_t T, int64_t D) { return (8 * PADDED(D) + 2 * BLOCK + 2) * PADDED(T) + BLOCK * PADDED(D); }
+// The number of floats of scratch space that one thread needs.
+int64_t attention_scratch(int64_t T, int64_t D) {
+    return (8 * PADDED(D) + 2 * BLOCK + 2) * PADDED(T) + BLOCK * PADDED(D);
+}
 
-// qkv: (B, T, 3, H, D), queries, keys and values. cosine, sine: (T, D/2) or NULL. norm: whether queries and keys are
-// normalised. Without dy the forward pass, and y: (B, T, H, D) receives the heads' outputs. With it the backward pass
-// for dy, the gradient of that output, and y: (B, T, 3, H, D) receives the gradient of qkv. scratch: threads times
-// attention_scratch floats.
+// qkv: (B, T, 3, H, D), queries, keys and values. norm: whether queries and keys are normalised. cosine, sine:
+// (T, D/2), which rotate them, or NULL. scratch: threads times attention_scratch floats.
+// Where dy is NULL, the forward pass: y (B, T, H, D) receives the heads' outputs. Else the backward pass for dy, the
+// gradient of those outputs: y (B, T, 3, H, D) receives the gradient of qkv.
 void attention(int64_t B, int64_t T, int64_t H, int64_t D, int threads, int norm, const float *qkv, const float *cosine,
                const float *sine, const float *dy, float *y, float *scratch) {
     long Tp = PADDED(T), Dp = PADDED(D), C = H * D, size = Tp * Dp;
     float scale = 1 / sqrtf(D);
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t task = 0; task < B * H; task++) {
-        float *q = scratch + omp_get_thread_num() * attention_scratch(T, D), *k = q + size, *v = k + size, *g = v + size;
-        float *dk = g + size, *dv = dk + size, *kt = dv + size, *vt = kt + size, *p = vt + size, *dp = p + BLOCK * Tp;
-        float *out = dp + BLOCK * Tp, *rq = norm ? out + BLOCK * Dp : NULL, *rk = norm ? rq + Tp : NULL;
-        long first = task / H * T, head = task % H * D; // row of the sequence, column of the head
+        float *q = scratch + omp_get_thread_num() * attention_scratch(T, D), *k = q + size, *v = k + size;
+        float *g = v + size, *dk = g + size, *dv = dk + size, *kt = dv + size, *vt = kt + size; // g is dy of this head
+        float *p = vt + size, *dp = p + BLOCK * Tp, *out = dp + BLOCK * Tp; // p: probabilities, dp: their gradients
+        float *rq = norm ? out + BLOCK * Dp : NULL, *rk = norm ? rq + Tp : NULL;
+        long first = task / H * T, head = task % H * D; // the sequence's first row, the head's first column
         const float *x = qkv + first * 3 * C + head;
-        float *dx = y + first * 3 * C + head; // in the backward pass
-        load(x, 3 * C, T, D, cosine, sine, rq, q, NULL);
-        load(x + C, 3 * C, T, D, cosine, sine, rk, k, kt);
-        load(x + 2 * C, 3 * C, T, D, NULL, NULL, NULL, v, dy ? vt : NULL);
+        float *dx = y + first * 3 * C + head; // of the backward pass alone
+        load_head(x, 3 * C, T, D, cosine, sine, rq, q, NULL);
+        load_head(x + C, 3 * C, T, D, cosine, sine, rk, k, kt);
+        load_head(x + 2 * C, 3 * C, T, D, NULL, NULL, NULL, v, dy ? vt : NULL);
         if (dy) {
-            load(dy + first * C + head, C, T, D, NULL, NULL, NULL, g, NULL);
+            load_head(dy + first * C + head, C, T, D, NULL, NULL, NULL, g, NULL);
             memset(dk, 0, 2 * size * sizeof(float));
         }
         for (long i = 0; i < T; i += BLOCK) {
             long seen = i + BLOCK, columns = PADDED(seen), rows = T - i < BLOCK ? T - i : BLOCK;
-            product(BLOCK, columns, D, q + i * Dp, Dp, 1, kt, Tp, p, Tp, 0);
+            multiply(BLOCK, columns, D, q + i * Dp, Dp, 1, kt, Tp, p, Tp, 0);
             for (long r = 0; r < rows; r++) softmax(p + r * Tp, i + r + 1, columns, scale);
             for (long r = rows; r < BLOCK; r++) memset(p + r * Tp, 0, columns * sizeof(float));
             if (!dy) {
-                product(BLOCK, Dp, seen, p, Tp, 1, v, Dp, out, Dp, 0);
+                multiply(BLOCK, Dp, seen, p, Tp, 1, v, Dp, out, Dp, 0);
                 for (long r = 0; r < rows; r++)
                     memcpy(y + (first + i + r) * C + head, out + r * Dp, D * sizeof(float));
                 continue;
             }
-            product(seen, Dp, BLOCK, p, 1, Tp, g + i * Dp, Dp, dv, Dp, 1);
-            product(BLOCK, columns, D, g + i * Dp, Dp, 1, vt, Tp, dp, Tp, 0);
+            multiply(seen, Dp, BLOCK, p, 1, Tp, g + i * Dp, Dp, dv, Dp, 1);
+            multiply(BLOCK, columns, D, g + i * Dp, Dp, 1, vt, Tp, dp, Tp, 0);
             for (long r = 0; r < BLOCK; r++) { // dp becomes the gradient of q k^T: scale p (dp - sum(p dp))
                 float *s = p + r * Tp, *ds = dp + r * Tp, part[LANES] = {0};
                 for (long j = i + r + 1; j < columns; j++) ds[j] = 0;
                 for (long j = 0; j < columns; j += LANES)
                     for (int l = 0; l < LANES; l++) part[l] += s[j + l] * ds[j + l];
-                float mean = sum(part);
-                for (long j = 0; j < columns; j++) ds[j] = scale * s[j] * (ds[j] - mean);
+                float along = sum_of_lanes(part);
+                for (long j = 0; j < columns; j++) ds[j] = scale * s[j] * (ds[j] - along);
             }
-            product(BLOCK, Dp, seen, dp, Tp, 1, k, Dp, out, Dp, 0);
-            product(seen, Dp, BLOCK, dp, 1, Tp, q + i * Dp, Dp, dk, Dp, 1);
-            unload(out, q + i * Dp, norm ? rq + i : NULL, 3 * C, rows, D, cosine ? cosine + i * (D / 2) : NULL,
-                   cosine ? sine + i * (D / 2) : NULL, dx + i * 3 * C);
+            multiply(BLOCK, Dp, seen, dp, Tp, 1, k, Dp, out, Dp, 0);
+            multiply(seen, Dp, BLOCK, dp, 1, Tp, q + i * Dp, Dp, dk, Dp, 1);
+            load_head_backward(out, q + i * Dp, norm ? rq + i : NULL, 3 * C, rows, D,
+                               cosine ? cosine + i * (D / 2) : NULL, cosine ? sine + i * (D / 2) : NULL,
+                               dx + i * 3 * C);
         }
         if (!dy) continue;
-        unload(dk, k, rk, 3 * C, T, D, cosine, sine, dx + C);
-        unload(dv, v, NULL, 3 * C, T, D, NULL, NULL, dx + 2 * C);
+        load_head_backward(dk, k, rk, 3 * C, T, D, cosine, sine, dx + C);
+        load_head_backward(dv, v, NULL, 3 * C, T, D, NULL, NULL, dx + 2 * C);
     }
 }

@@ -1,35 +1,43 @@
 """
-Causal self-attention with what stands before it, as one operation that saves nothing but its input.
+Causal self-attention, QK norm and rotary positions included, as one operation that saves nothing but its input.
 
-For each head, on queries and keys that are normalised and turned as rotary.py says where that is asked for:
-y = softmax(q kᵀ / sqrt(D) + causal mask) v. On a CPU torch takes four passes for it and keeps five tensors;
-attention.c takes one, which halves the time at a small model's sizes. It serves float32 in eager mode, without dropout.
+For each head, on queries and keys that are normalised and rotated as in rotary.py where that is asked for:
+y = softmax(q kᵀ / sqrt(D) + causal mask) v. On a CPU torch takes four passes over memory for it and keeps five tensors;
+attention.c takes one pass, which halves the time at a small model's sizes. It serves float32 in eager mode, without
+dropout.
 """
 
 import ctypes
 import functools
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-from . import c_library
-from .oscillation import PLAIN
+from kernels import PLAIN
+from kernels.c_library import load_library
+
+Rope = tuple[Tensor, Tensor]  # cosine and sine of the positions' angles, (T, D/2) each
 
 
-def serves(qkv):
-    """Whether `attend` takes qkv; where it does not, model_bio.py's own lines do the same."""
+def serves(qkv: Tensor) -> bool:
+    """Whether `attend` takes qkv; where it does not, the caller computes the same by torch's own operations."""
     fits = qkv.device.type == "cpu" and qkv.dtype == torch.float32 and not torch.compiler.is_compiling()
-    return fits and _kernel()[0] is not None
+    return fits and _load_kernel()[0] is not None
 
 
-def backend(device):
+def backend(device: torch.device | str) -> str:
     """What serves a device in eager mode and float32: 'C (gcc, OpenMP)', or 'plain torch' and perhaps a reason."""
-    return _kernel()[1] if torch.device(device).type == "cpu" else "plain torch"
+    return _load_kernel()[1] if torch.device(device).type == "cpu" else "plain torch"
 
 
-def attend(qkv, heads, norm=False, rope=None):
+def attend(qkv: Tensor, heads: int, norm: bool = False, rope: Rope | None = None) -> Tensor:
     """
-    qkv: (B, T, 3·C), queries, keys and values of each token -> (B, T, C). norm: normalise queries and keys; rope:
-    cosine and sine, (T, D/2) each, that turn them, or None.
+    qkv: (B, T, 3·C), queries, keys and values of each token -> (B, T, C).
+
+    norm: normalise queries and keys. rope: cosine and sine that rotate them, or None. Raises ValueError where the
+    shapes do not fit each other.
     """
     _, T, width = qkv.shape
     if width % (3 * heads):
@@ -44,42 +52,47 @@ def attend(qkv, heads, norm=False, rope=None):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv, heads, norm, cos, sin):
+    def forward(
+        ctx: FunctionCtx, qkv: Tensor, heads: int, norm: bool, cos: Tensor | None, sin: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(qkv, cos, sin)
-        ctx.rest = heads, norm
-        return _kernel()[0](qkv, heads, norm, cos, sin, None)
+        ctx.heads, ctx.norm = heads, norm
+        return _load_kernel()[0](heads, norm, qkv, cos, sin, None)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         qkv, cos, sin = ctx.saved_tensors
-        return _kernel()[0](qkv, *ctx.rest, cos, sin, grad), None, None, None, None
+        return _load_kernel()[0](ctx.heads, ctx.norm, qkv, cos, sin, grad), None, None, None, None
 
 
 @functools.cache
-def _kernel():
-    """(The C function as a Python function, or None; what serves the CPU and why.) Decided at its first use."""
+def _load_kernel() -> tuple[Callable | None, str]:
+    """(attention.c's function or None, what `backend` says of the CPU), decided at the first use."""
     if PLAIN:
         return None, "plain torch: WIGGLE_KERNEL=plain"
-    library, description = c_library.load("attention.c", ("-ffp-contract=fast",), alone=2)
-    return library and bind(library), description
+    library, description = load_library("attention.c", ("-ffp-contract=fast",), max_threads_without_openmp=2)
+    return library and kernel_of(library), description
 
 
-def bind(library):
-    """The loaded library's function: y for qkv without grad, and with grad, the gradient of y, that of qkv."""
+def kernel_of(library: ctypes.CDLL) -> Callable:
+    """Declare the C functions' arguments and return the kernel, `_run_c` with this library."""
     long, int_, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
     library.attention.argtypes = (*[long] * 4, int_, int_, *[pointer] * 6)
     library.attention.restype = None
     library.attention_scratch.argtypes, library.attention_scratch.restype = (long, long), long
+    return functools.partial(_run_c, library)
 
-    def run(qkv, heads, norm, cos, sin, grad):
-        B, T, width = qkv.shape
-        D, threads = width // (3 * heads), max(1, min(torch.get_num_threads(), B * heads))
-        y = torch.empty(B, T, width // 3 if grad is None else width)
-        scratch = torch.empty(threads, library.attention_scratch(T, D))
-        inputs = [None if t is None else t.float().contiguous() for t in (qkv, cos, sin, grad)]
-        pointers = [None if t is None else t.data_ptr() for t in (*inputs, y, scratch)]
-        library.attention(B, T, heads, D, threads, norm, *pointers)
-        return y
 
-    return run
+def _run_c(
+    lib: ctypes.CDLL, heads: int, norm: bool, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, grad: Tensor | None
+) -> Tensor:
+    """y (B, T, C) without grad; the gradient of qkv (B, T, 3·C) with grad, the gradient of y."""
+    B, T, width = qkv.shape
+    D, threads = width // (3 * heads), max(1, min(torch.get_num_threads(), B * heads))
+    y = torch.empty(B, T, width // 3 if grad is None else width)
+    scratch = torch.empty(threads, lib.attention_scratch(T, D))
+    inputs = [None if t is None else t.float().contiguous() for t in (qkv, cos, sin, grad)]
+    pointers = [None if t is None else t.data_ptr() for t in (*inputs, y, scratch)]
+    lib.attention(B, T, heads, D, threads, norm, *pointers)
+    return y

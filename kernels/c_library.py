@@ -20,49 +20,64 @@ MAC = sys.platform == "darwin"
 OPENMP = ("-Xpreprocessor", "-fopenmp") if MAC else ("-fopenmp",)
 
 
-def load(name, flags=(), alone=math.inf):
+def load_library(
+    name: str, flags: tuple[str, ...] = (), max_threads_without_openmp: float = math.inf
+) -> tuple[ctypes.CDLL | None, str]:
     """
-    Build or find the library of the file `name`. Returns (it, as ctypes has it, or None; what serves and why).
+    Load the library of the C file `name`, compiled anew unless the cache folder has it.
 
-    flags: of the compiler, besides FLAGS. alone: how many threads of plain torch one thread of this C is worth; where
-    torch has more, the library is not used without OpenMP.
+    flags: for the compiler, besides FLAGS. max_threads_without_openmp: without OpenMP, use the library, which then has
+    one thread, only up to that many torch threads: with more, plain torch is faster.
+    Returns (the library or None, 'C (gcc, OpenMP)' or 'plain torch: ' and the reason).
     """
-    compiler = next(filter(None, map(shutil.which, ("gcc", "cc", "clang"))), None)
-    if os.name != "posix" or compiler is None:
+    compiler = find_compiler()
+    if compiler is None:
         return None, "plain torch: no C compiler found"
     folder = private_folder()
     if folder is None:
         return None, "plain torch: no cache folder that only this user can write to"
     for arch, openmp in itertools.product((("-march=native",), ()), (OPENMP, ())):
-        if not openmp and torch.get_num_threads() > alone:
+        if not openmp and torch.get_num_threads() > max_threads_without_openmp:
             continue
         try:
-            library = ctypes.CDLL(str(build(name, compiler, (*FLAGS, *flags, *arch, *openmp), folder)))
+            library = ctypes.CDLL(str(build_library(name, compiler, (*FLAGS, *flags, *arch, *openmp), folder)))
         except (OSError, subprocess.SubprocessError):
             continue
         return library, f"C ({Path(compiler).name}, {'OpenMP' if openmp else 'one thread'})"
     return None, f"plain torch: {compiler} could not build {name}"
 
 
-def build(name, compiler, flags, folder):
-    """The library's path in `folder`, compiled unless it is there. Its name holds all that its content depends on."""
+def find_compiler() -> str | None:
+    """The path of the system's C compiler; None without one, and on Windows, whose compilers take other flags."""
+    return next(filter(None, map(shutil.which, ("gcc", "cc", "clang"))), None) if os.name == "posix" else None
+
+
+def build_library(name: str, compiler: str, flags: tuple[str, ...], folder: Path) -> Path:
+    """
+    Compile the C file `name` into `folder` unless its library is there, and return the library's path.
+
+    The file name holds a hash of all that the library depends on. Raises OSError or subprocess.SubprocessError.
+    """
     source = Path(__file__).with_name(name)
-    # The macros tell the compiler's version and this CPU's instruction sets: machines of different kinds share homes.
-    macros = call(compiler, *flags, "-dM", "-E", "-x", "c", os.devnull)
+    # The predefined macros tell the compiler's version and this CPU's instruction sets: machines of different kinds may
+    # share one home folder.
+    macros = run_compiler(compiler, *flags, "-dM", "-E", "-x", "c", os.devnull)
     key = hashlib.sha256(source.read_bytes() + repr((compiler, flags)).encode() + macros).hexdigest()[:20]
     path = folder / f"{source.stem}-{key}.so"
     if not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # renamed out of it: parallel builds do not meet
-            call(compiler, *flags, "-c", str(source), "-o", f"{scratch}/o.o")
+        # The library is renamed out of a folder of its own, so that two processes that build it at once do not meet.
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            run_compiler(compiler, *flags, "-c", str(source), "-o", f"{scratch}/o.o")
             # Linked without OpenMP: its symbols resolve to the runtime that torch has loaded, so one pool of threads
-            # serves both. The threads of two would fight, since each spins for a while after its work.
+            # serves both. The threads of two pools would compete for the cores: they spin for a while after their work.
             late = ("-Wl,-undefined,dynamic_lookup",) if MAC else ()
-            call(compiler, "-shared", f"{scratch}/o.o", "-o", f"{scratch}/o.so", "-lm", *late)
+            run_compiler(compiler, "-shared", f"{scratch}/o.o", "-o", f"{scratch}/o.so", "-lm", *late)
             with open(f"{scratch}/o.so", "rb") as file:
                 os.fsync(file.fileno())
             os.replace(f"{scratch}/o.so", path)
     return path
 
 
-def call(*command):
+def run_compiler(*command: str) -> bytes:
+    """Run a compiler's command for at most a minute and return its standard output; a failure raises."""
     return subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=60).stdout

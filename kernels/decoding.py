@@ -1,21 +1,22 @@
-"""What a model needs to generate text token by token: a memory of those read and a draw."""
+"""What a model needs to generate text token by token: a cache of keys and values, and the draw of the next token."""
 
 import math
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
-# For torch.compile of a step: a CUDA graph, as in mode="reduce-overhead"; and products with one vector that Inductor
-# writes itself, joined with what stands around them, for which it wants this tuning.
+# Options of torch.compile for the step that reads one token: run it as one CUDA graph, as mode="reduce-overhead" does;
+# and let Inductor write products with one vector itself, fused with their neighbours, which this tuning makes it do.
 STEP_OPTIONS = {"triton.cudagraphs": True, "coordinate_descent_tuning": True}
 
 
-def cast_matrices(model, dtype):
+def cast_matrices(model: nn.Module, dtype: torch.dtype) -> None:
     """
-    Keep the weights of all Linear modules, and the token embedding that is tied to one, in what autocast computes in.
+    Cast the weights of all Linear modules, and a token embedding that is tied to one, to the dtype of autocast.
 
-    It would cast them anew for each token, which reads and writes more than the product itself. All else stays in
-    float32, the neurons' vectors above all, and autocast stays on.
+    Autocast would cast them anew for each token, which reads and writes more than the product itself. Everything else
+    stays in float32, the neurons' vectors above all, so autocast must stay on.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -24,24 +25,24 @@ def cast_matrices(model, dtype):
 
 class KVCache(nn.Module):
     """
-    Keys and values of the tokens read so far, in buffers allocated once: (L, B, H, tokens, D) each.
+    Keys and values of the tokens read so far, in two buffers of shape (L, B, H, tokens, D), allocated once.
 
-    A module, because torch.compile takes a module's tensors to stay where they are, as a CUDA graph needs them to.
+    It is a module because torch.compile takes a module's tensors to keep their addresses, as a CUDA graph needs.
     """
 
-    def __init__(self, config, batch, tokens, device, dtype):
+    def __init__(self, shape: tuple[int, int, int, int, int], device: torch.device, dtype: torch.dtype):
         super().__init__()
-        shape = (config.n_layer, batch, config.n_head, tokens, config.n_embd // config.n_head)
-        self.register_buffer("keys", torch.zeros(shape, device=device, dtype=dtype))  # what a mask hides is finite, too
+        # Zeros, not empty: a masked place still enters the product, where a NaN would come through.
+        self.register_buffer("keys", torch.zeros(shape, device=device, dtype=dtype))
         self.register_buffer("values", torch.zeros(shape, device=device, dtype=dtype))
 
-    def extend(self, layer, places, k, v):
+    def extend(self, layer: int, places: slice | Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """
-        Store a layer's k, v (B, H, T, D) at `places` -> keys and values to look at, (B, H, S, D), and a mask or None.
+        Store a layer's k, v (B, H, T, D) at `places` -> keys and values to attend to, (B, H, S, D), and their mask.
 
-        places as a slice: S is its end, and nothing is hidden, which reads no more than is needed. Or as a tensor (1,),
-        for a compiled step, whose shapes may not depend on it: S is the whole buffer, and the mask (1, S) hides what
-        lies behind the place.
+        places as a slice: S is its end and the mask None, so no more is read than is needed. places as a tensor (1,),
+        for a compiled step, whose shapes may not depend on the place: S is the whole buffer, and the mask (1, S) hides
+        what lies past the place.
         """
         keys, values = self.keys[layer], self.values[layer]
         keys[:, :, places], values[:, :, places] = k.to(keys.dtype), v.to(values.dtype)
@@ -50,23 +51,25 @@ class KVCache(nn.Module):
         return keys, values, torch.arange(keys.size(2), device=keys.device) <= places[:, None]
 
 
-def pick(logits, temperature, top_k, top_p, generator):
+def pick_tokens(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+) -> Tensor:
     """
-    logits: (B, V) -> ids (B, 1): the likeliest where temperature is 0, else drawn from softmax(logits / temperature).
+    The next token of each sequence: the likeliest at temperature 0, else a draw from softmax(logits / temperature).
 
-    top_k keeps the k likeliest, top_p the fewest that hold that much probability; None keeps all. Nothing in here
-    waits for the device.
+    logits: (B, V) -> ids (B, 1). top_k keeps the k likeliest tokens, top_p the fewest that hold that much probability
+    (Holtzman et al., 2020); None keeps all. No operation in here waits for the device.
     """
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     ids, kept, cut = None, min(top_k or math.inf, logits.size(-1)), top_p is not None and top_p < 1
     if kept < logits.size(-1) or cut:
-        logits, ids = logits.topk(kept)  # the likeliest first
-    share = (logits / temperature).softmax(dim=-1)
+        logits, ids = logits.topk(kept)  # sorted, the likeliest first
+    p = (logits / temperature).softmax(dim=-1)
     if cut:
-        before = share.cumsum(dim=-1) - share  # probability ahead of each id; the first is always kept
-        share = share.masked_fill(before >= top_p, 0.0)
-    # What argmax(share / E) returns with E exponential has the distribution `share`. torch.multinomial does the same,
-    # but first checks the shares on the host.
-    drawn = (share / torch.empty_like(share).exponential_(generator=generator)).argmax(dim=-1, keepdim=True)
+        before = p.cumsum(dim=-1) - p  # the probability of all likelier tokens; 0 for the first, which is always kept
+        p = p.masked_fill(before >= top_p, 0.0)
+    # argmax(p / E) with E ~ Exp(1) is a draw from p, by the Gumbel-max trick. torch.multinomial gives the same, but
+    # checks p on the host first, which waits for the device.
+    drawn = (p / torch.empty_like(p).exponential_(generator=generator)).argmax(dim=-1, keepdim=True)
     return drawn if ids is None else ids.gather(1, drawn)

@@ -5,57 +5,68 @@ The oscillating neuron, alone and with its event gate, each as one operation tha
     oscillate_gated  u = oscillate(x), v = sigmoid(gain u + offset), s = sigmoid(5 (v - threshold)), z = u s,
                      y = sin(omega2 z + phi2) tanh(z) + baseline2
 
-x: (..., features), any float type, and y like it; each vector: (features,). All is computed in float32 (float64 for a
-float64 x): a bfloat16 phase would be off by up to 0.058 in the sine. Backward recomputes what it needs from x, so an
-operation keeps what GELU keeps. The vectors' gradients are summed over tokens in float32 and in a fixed order.
+x: (..., features), any float type, and y like it; each vector: (features,). The computation is in float32 (float64 for
+a float64 x): a bfloat16 phase would be off by up to 0.058 in the sine. The backward pass recomputes u, v, s and z from
+x, so an operation keeps as much memory as GELU. The vectors' gradients are summed over tokens in a fixed order.
 
 In eager mode a kernel serves the CPU (oscillation.c) and CUDA (oscillation_triton.py); `backend` says which and why.
 Under torch.compile the CPU keeps its kernel, while elsewhere Inductor fuses the plain operations below with their
-neighbours. float64, second derivatives and other devices take the plain operations too, and everything does with the
-environment variable WIGGLE_KERNEL=plain, set before the first import.
+neighbours. float64, second derivatives, other devices and WIGGLE_KERNEL=plain take the plain operations, too.
 """
 
 import functools
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
-PLAIN = os.environ.get("WIGGLE_KERNEL") == "plain"
-NAMES = ("omega", "phi", "baseline", "gain", "offset", "omega2", "phi2", "baseline2")
+from kernels import PLAIN, oscillation_cpu
 
-
-def oscillate(x, omega, phi, baseline):
-    """One oscillation. Raises ValueError where a vector does not match x's last dimension."""
-    return _apply(0.0, x, omega, phi, baseline)
+NAMES = ("omega", "phi", "baseline", "gain", "offset", "omega2", "phi2", "baseline2")  # the order of `vectors` below
 
 
-def oscillate_gated(x, omega, phi, baseline, gain, offset, threshold, omega2, phi2, baseline2):
-    """Oscillation, event gate and second oscillation. threshold is a number and has no gradient."""
-    return _apply(float(threshold), x, omega, phi, baseline, gain, offset, omega2, phi2, baseline2)
+def oscillate(x: Tensor, omega: Tensor, phi: Tensor, baseline: Tensor) -> Tensor:
+    """The oscillation alone. Raises ValueError where a vector does not match x's last dimension or device."""
+    return _check_and_apply(0.0, x, omega, phi, baseline)
 
 
-def oscillate_plain(x, omega, phi, baseline):
+def oscillate_gated(
+    x: Tensor,
+    omega: Tensor,
+    phi: Tensor,
+    baseline: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    threshold: float,
+    omega2: Tensor,
+    phi2: Tensor,
+    baseline2: Tensor,
+) -> Tensor:
+    """Oscillation, event gate and second oscillation. threshold has no gradient. Raises ValueError as `oscillate`."""
+    return _check_and_apply(float(threshold), x, omega, phi, baseline, gain, offset, omega2, phi2, baseline2)
+
+
+def oscillate_plain(x: Tensor, omega: Tensor, phi: Tensor, baseline: Tensor) -> Tensor:
     """oscillate as its equation reads, with autograd's own gradients: the reference of the tests."""
-    wide, omega, phi, baseline = _wide(x, omega, phi, baseline)
+    wide, omega, phi, baseline = _in_float32(x, omega, phi, baseline)
     return (torch.sin(omega * wide + phi) * torch.tanh(wide) + baseline).to(x.dtype)
 
 
-def oscillate_gated_plain(x, omega, phi, baseline, gain, offset, threshold, omega2, phi2, baseline2):
+def oscillate_gated_plain(x: Tensor, vectors: Sequence[Tensor], threshold: float) -> Tensor:
     """oscillate_gated as its equations read, with autograd's own gradients: the reference of the tests."""
-    wide, gain, offset = _wide(x, gain, offset)
+    wide, omega, phi, baseline, gain, offset, omega2, phi2, baseline2 = _in_float32(x, *vectors)
     u = oscillate_plain(wide, omega, phi, baseline)
     s = torch.sigmoid(5 * (torch.sigmoid(gain * u + offset) - threshold))
     return oscillate_plain(u * s, omega2, phi2, baseline2).to(x.dtype)
 
 
-def backend(device):
+def backend(device: torch.device | str) -> str:
     """What serves a device in eager mode: 'C (gcc, OpenMP)', 'Triton', or 'plain torch: ' and the reason."""
-    return _kernel(torch.device(device).type)[1]
+    return _load_kernel(torch.device(device).type)[1]
 
 
-def _apply(threshold, x, *vectors):
+def _check_and_apply(threshold: float, x: Tensor, *vectors: Tensor) -> Tensor:
     if x.ndim == 0 or not x.is_floating_point():
         raise ValueError(f"x: expected floats of shape (..., features), received {x.dtype} of shape {tuple(x.shape)}")
     features, device = x.shape[-1:], x.device
@@ -68,96 +79,104 @@ def _apply(threshold, x, *vectors):
 
 class _Oscillation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, threshold, x, *vectors):
+    def forward(ctx: FunctionCtx, threshold: float, x: Tensor, *vectors: Tensor) -> Tensor:
         ctx.save_for_backward(x, *vectors)
         ctx.threshold = threshold
-        return _choose(x)(x, vectors, threshold, None)[0]
+        return _choose_kernel(x)(x, vectors, threshold, None)[0]
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *vectors = ctx.saved_tensors
-        dx, sums = _choose(x)(x, vectors, ctx.threshold, grad)
+        dx, sums = _choose_kernel(x)(x, vectors, ctx.threshold, grad)
         return None, dx, *sums.unbind()
 
 
-def _choose(x):
-    """What serves x. In here the gradient mode is on only in a backward pass that must be differentiated again."""
+def _choose_kernel(x: Tensor) -> Callable:
+    """The kernel for x. Inside _Oscillation, gradients are on only where a second derivative is wanted."""
     if torch.compiler.is_compiling():
-        return _compiled if x.device.type == "cpu" and x.dtype != torch.float64 and not PLAIN else _plain
-    return _plain if x.dtype == torch.float64 or torch.is_grad_enabled() else _kernel(x.device.type)[0]
+        return _run_compiled if x.device.type == "cpu" and x.dtype != torch.float64 and not PLAIN else _run_plain
+    return _run_plain if x.dtype == torch.float64 or torch.is_grad_enabled() else _load_kernel(x.device.type)[0]
 
 
 @functools.cache
-def _kernel(device_type):
-    """(what serves a type of device in eager mode, its description), decided at its first use."""
+def _load_kernel(device_type: str) -> tuple[Callable, str]:
+    """(the kernel of a type of device in eager mode, what `backend` says of it), decided at the first use."""
     if PLAIN:
-        return _plain, "plain torch: WIGGLE_KERNEL=plain"
+        return _run_plain, "plain torch: WIGGLE_KERNEL=plain"
     if device_type == "cpu":
-        from . import oscillation_cpu
-
-        run, description = oscillation_cpu.load()
-        return run or _plain, description
+        run_c, description = oscillation_cpu.load_kernel()
+        return run_c or _run_plain, description
     if device_type == "cuda":
         try:
-            from . import oscillation_triton
+            from kernels.oscillation_triton import run_triton  # imports triton, which is not everywhere
 
             one = torch.ones(1, device="cuda")
-            oscillation_triton.run(one, (one, one, one), 0.0, None)
-            return oscillation_triton.run, "Triton"
+            run_triton(one, (one, one, one), 0.0, None)
+            return run_triton, "Triton"
         except Exception as error:  # no Triton, no compiler for its launcher, too old a card: none of them is fatal
-            return _plain, f"plain torch: Triton does not work here ({type(error).__name__})"
-    return _plain, f"plain torch: no kernel for {device_type}"
+            return _run_plain, f"plain torch: Triton does not work here ({type(error).__name__})"
+    return _run_plain, f"plain torch: no kernel for {device_type}"
 
 
-def _plain(x, vectors, threshold, grad):
+def _run_plain(
+    x: Tensor, vectors: Sequence[Tensor], threshold: float, grad: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """
-    What every kernel does: (y, None) without grad, and (dx, sums) with grad, the gradient of y.
+    What every kernel does: without grad (y, None); with grad, the gradient of y, the gradients (dx, sums).
 
     vectors: omega, phi, baseline and, for the gated form, gain, offset, omega2, phi2, baseline2. sums: (3 or 8,
-    features) are their gradients.
+    features), the vectors' gradients, summed over tokens.
     """
     if grad is None and len(vectors) == 8:
-        return oscillate_gated_plain(x, *vectors[:5], threshold, *vectors[5:]), None
+        return oscillate_gated_plain(x, vectors, threshold), None
     if grad is None:
         return oscillate_plain(x, *vectors), None
     dtype = x.dtype
-    x, grad, omega, phi, baseline, *gate = _wide(x, grad, *vectors)
+    x, grad, omega, phi, baseline, *gate = _in_float32(x, grad, *vectors)
     if not gate:
-        dx, sums = _pull(x, grad, omega, phi)
+        dx, sums = _oscillate_backward(x, grad, omega, phi)
         return dx.to(dtype), torch.stack(sums)
     gain, offset, omega2, phi2, _ = gate
     u = oscillate_plain(x, omega, phi, baseline)
     v = torch.sigmoid(gain * u + offset)
     s = torch.sigmoid(5 * (v - threshold))
-    dz, sums2 = _pull(u * s, grad, omega2, phi2)
+    dz, sums2 = _oscillate_backward(u * s, grad, omega2, phi2)
     d = 5 * dz * u * s * (1 - s) * v * (1 - v)  # the gradient of gain u + offset
-    dx, sums = _pull(x, dz * s + d * gain, omega, phi)
-    return dx.to(dtype), torch.stack((*sums, _total(d * u), _total(d), *sums2))
+    dx, sums = _oscillate_backward(x, dz * s + d * gain, omega, phi)
+    return dx.to(dtype), torch.stack((*sums, _sum_over_tokens(d * u), _sum_over_tokens(d), *sums2))
 
 
-def _pull(x, grad, omega, phi):
-    """From the gradient of an oscillation's output, those of x and of omega, phi and baseline."""
+def _oscillate_backward(
+    x: Tensor, grad: Tensor, omega: Tensor, phi: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """From the gradient of an oscillation's output: dx, and the gradients of omega, phi and baseline."""
     phase, t = omega * x + phi, torch.tanh(x)
-    d = grad * torch.cos(phase) * t
-    return omega * d + grad * torch.sin(phase) * (1 - t * t), (_total(d * x), _total(d), _total(grad))
+    d = grad * torch.cos(phase) * t  # the gradient of the phase
+    sums = _sum_over_tokens(d * x), _sum_over_tokens(d), _sum_over_tokens(grad)
+    return omega * d + grad * torch.sin(phase) * (1 - t * t), sums
 
 
-def _total(t):
+def _sum_over_tokens(t: Tensor) -> Tensor:
+    """(..., features) -> (features,), for t without a leading dimension too."""
     return t.unsqueeze(0).flatten(0, -2).sum(0)
 
 
-def _wide(x, *vectors):
-    return [t.to(torch.float64 if x.dtype == torch.float64 else torch.float32) for t in (x, *vectors)]
+def _in_float32(x: Tensor, *others: Tensor) -> list[Tensor]:
+    """x and the others in float32, or all in float64 where x is."""
+    return [t.to(torch.float64 if x.dtype == torch.float64 else torch.float32) for t in (x, *others)]
 
 
 @torch.library.custom_op("wiggle::oscillation", mutates_args=())
-def _compiled(x: Tensor, vectors: Sequence[Tensor], threshold: float, grad: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The CPU's kernel as one opaque operation, since torch.compile cannot look into ctypes. It costs 10 us a call."""
-    y, sums = _kernel(x.device.type)[0](x, vectors, threshold, grad)
+def _run_compiled(x: Tensor, vectors: Sequence[Tensor], threshold: float, grad: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The CPU's kernel as one opaque operation, since torch.compile cannot trace ctypes. A call costs 10 us more."""
+    y, sums = _load_kernel(x.device.type)[0](x, vectors, threshold, grad)
     return y.contiguous(), x.new_empty(0) if sums is None else sums
 
 
-@_compiled.register_fake
-def _(x, vectors, threshold, grad):
+@_run_compiled.register_fake
+def _shapes_of_compiled(
+    x: Tensor, vectors: Sequence[Tensor], threshold: float, grad: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What torch.compile may assume of _run_compiled's results: their shapes, types and strides."""
     sums = x.new_empty(0) if grad is None else x.new_empty((len(vectors), x.shape[-1]), dtype=torch.float32)
     return x.new_empty(x.shape), sums

@@ -1,19 +1,29 @@
-"""Queries and keys made ready for attention: normalised, then turned by their positions, with cheap gradients."""
+"""
+Queries and keys made ready for attention: normalised (QK norm), then rotated by their positions (RoPE).
+
+Autograd would keep several float32 copies of them; these operations keep one tensor, or none.
+"""
 
 import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 
-def normalise(x, eps=1e-6):
-    """y = x / sqrt(mean(x²) + eps) over the last dimension, in float32; x: (..., D) -> like x. Without weights."""
+def normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """y = x / sqrt(mean(x²) + eps) over the last dimension, computed in float32. x: (..., D) -> same. No weights."""
     if torch.compiler.is_compiling():  # Inductor fuses the plain operations
         return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
     return _Normalise.apply(x, eps)
 
 
-def rotate(x, cos, sin):
-    """Turn each pair (x_i, x_{i + D/2}) by its position's angle, in float32. x: (..., T, D); cos, sin: (T, D/2)."""
-    if torch.compiler.is_compiling():
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """
+    Rotate each pair (x_i, x_{i + D/2}) by the angle of its position, in float32 (RoPE; Su et al., 2021).
+
+    x: (..., T, D), cos and sin of the angles: (T, D/2) -> like x.
+    """
+    if torch.compiler.is_compiling():  # Inductor fuses the plain operations
         a, b = x.float().chunk(2, dim=-1)
         return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
     return _Rotate.apply(x, cos, sin)
@@ -23,7 +33,7 @@ class _Normalise(torch.autograd.Function):
     """With r = 1 / sqrt(mean(x²) + eps): dx = r·(dy - y·mean(dy·y)), from y and r alone."""
 
     @staticmethod
-    def forward(ctx, x, eps):
+    def forward(ctx: FunctionCtx, x: Tensor, eps: float) -> Tensor:
         wide = x.float()
         r = (torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.size(-1) + eps).rsqrt()
         y = (wide * r).to(x.dtype)
@@ -31,29 +41,30 @@ class _Normalise(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, None]:
         y, r = ctx.saved_tensors
-        along = (dy * y).mean(-1, keepdim=True, dtype=torch.float32)
+        along = (dy * y).mean(-1, keepdim=True, dtype=torch.float32)  # the part of dy along y, which r removes
         return torch.addcmul(dy.float(), y.float(), along, value=-1).mul_(r).to(y.dtype), None
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient is turned back by the same angle."""
+    """The gradient of a rotation is rotated back by the same angle."""
 
     @staticmethod
-    def forward(ctx, x, cos, sin):
+    def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+        return _rotate_pairs(x, cos, sin)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dy):
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(dy, cos, -sin), None, None
+        return _rotate_pairs(dy, cos, -sin), None, None
 
 
-def _turn(x, cos, sin):
+def _rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` written into one new tensor, without torch.cat's copies."""
     y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     (a, b), (c, d) = x.float().chunk(2, dim=-1), y.chunk(2, dim=-1)
     torch.mul(a, cos, out=c).addcmul_(b, sin, value=-1)
