@@ -18,8 +18,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from kernels import PLAIN
 from kernels.c_library import load_library
 
-Rope = tuple[Tensor, Tensor]  # cosine and sine of the positions' angles, (T, D/2) each
-
 
 def serves(qkv: Tensor) -> bool:
     """Whether `attend` takes qkv; where it does not, the caller computes the same by torch's own operations."""
@@ -32,12 +30,12 @@ def backend(device: torch.device | str) -> str:
     return _load_kernel()[1] if torch.device(device).type == "cpu" else "plain torch"
 
 
-def attend(qkv: Tensor, heads: int, norm: bool = False, rope: Rope | None = None) -> Tensor:
+def attend(qkv: Tensor, heads: int, norm: bool = False, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """
     qkv: (B, T, 3·C), queries, keys and values of each token -> (B, T, C).
 
-    norm: normalise queries and keys. rope: cosine and sine that rotate them, or None. Raises ValueError where the
-    shapes do not fit each other.
+    norm: normalise queries and keys. rope: cosine and sine of the positions' angles, (T, D/2) each, by which queries
+    and keys are rotated, or None. Raises ValueError where the shapes do not fit each other.
     """
     _, T, width = qkv.shape
     if width % (3 * heads):

@@ -30,7 +30,7 @@ class KVCache(nn.Module):
     It is a module because torch.compile takes a module's tensors to keep their addresses, as a CUDA graph needs.
     """
 
-    def __init__(self, shape: tuple[int, int, int, int, int], device: torch.device, dtype: torch.dtype):
+    def __init__(self, shape: tuple[int, int, int, int, int], device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         # Zeros, not empty: a masked place still enters the product, where a NaN would come through.
         self.register_buffer("keys", torch.zeros(shape, device=device, dtype=dtype))
