@@ -48,6 +48,7 @@ from train import prepare_missing
 from wiggle import blowup, errors
 from wiggle.dataset import Dataset
 from wiggle.errors import UserError
+from wiggle.lock import folder_lock
 from wiggle.run_log import print_line
 
 ROUNDS = 5  # of timing the arms by turns
@@ -267,7 +268,8 @@ def run_missing(study: Study, ledger: Ledger, runs: list[Run], progress: Progres
             too_late += run.key not in tasks and kept is not None and not kept.exists()
             continue
         shutil.rmtree(folder, ignore_errors=True)
-        tasks[run.key] = run, one_run, (replace(run.config, out_dir=str(folder / "run")), run.stage, kept), folder
+        config, neuron = replace(run.config, out_dir=str(folder / "run")), run.arm.neuron
+        tasks[run.key] = run, one_run, (config, run.stage, kept, neuron and neuron.sha256), folder
     if too_late:
         print_line(f"note      {too_late} reporting runs were finished before: --keep has nothing of theirs")
     run_all(list(tasks.values()), study.options.jobs, study.threads, done)
@@ -371,10 +373,8 @@ def carry_out(study: Study, ledger: Ledger, identity: dict, costs: dict[str, Arm
     return comparisons, tunings, failed
 
 
-@errors.script
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    study = plan_study(argv)
+def compare(study: Study, argv: list[str]) -> None:
+    """Do what is missing of a study and write its report. Raises UserError where a run failed."""
     data = prepare_data(study)
     ledger = Ledger(study.out_dir / "runs.jsonl")
     costs = count_costs(study, data, ledger)
@@ -397,6 +397,17 @@ def main(argv: list[str] | None = None) -> None:
         print_line(line)
     if failed:
         raise UserError(f"{len(failed)} runs failed, the others are kept: the same command tries them again")
+
+
+@errors.script
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    study = plan_study(argv)
+    if study.options.report:  # which may be asked for while the runs go on
+        compare(study, argv)
+        return
+    with folder_lock(study.out_dir, "a comparison"):
+        compare(study, argv)
 
 
 if __name__ == "__main__":

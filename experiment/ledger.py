@@ -9,6 +9,7 @@ from pathlib import Path
 from experiment.arms import BYSTANDERS, Arm, Point, Study, at_point, spell, unread
 from train import TrainConfig
 from wiggle.custom_neuron import Neuron
+from wiggle.files import read_bytes, writing
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Ledger:
 
     def __init__(self, path: str | Path):
         self.path, self.records = Path(path), {}
-        text = self.path.read_bytes() if self.path.exists() else b""
+        text = read_bytes(self.path) if self.path.exists() else b""
         for line in text.splitlines():
             try:
                 record = json.loads(line)
@@ -87,8 +88,9 @@ class Ledger:
         self._append(json.dumps(record).encode() + b"\n")
 
     def _append(self, line: bytes) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())

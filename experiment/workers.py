@@ -21,10 +21,12 @@ from experiment.ledger import Run
 from model_bio import GPT
 from train import TrainConfig, train
 from wiggle import checkpoint, custom_neuron
+from wiggle.custom_neuron import Neuron
 from wiggle.dataset import Dataset
 from wiggle.device import peak_memory
 from wiggle.errors import UserError
 from wiggle.evaluation import window_losses
+from wiggle.files import writing
 from wiggle.guarded_step import Diverged
 from wiggle.run_log import duration, print_line
 from wiggle.telemetry import nonlinearities
@@ -63,25 +65,38 @@ class Progress:
 # --- what a process does ---
 
 
-def one_run(config: TrainConfig, stage: str, keep: Path | None) -> dict:
+def planned_neuron(mlp: str, sha256: str | None) -> Neuron | None:
+    """The user's neuron that mlp names, if any. Raises UserError where its file is not the planned one."""
+    neuron = custom_neuron.load_neuron(mlp)
+    if neuron and sha256 and neuron.sha256 != sha256:
+        file = mlp.rpartition(":")[0]
+        raise UserError(
+            f"{file} was edited while the comparison ran: undo that, or start the command again, which takes the new "
+            "text as another neuron"
+        )
+    return neuron
+
+
+def one_run(config: TrainConfig, stage: str, keep: Path | None, neuron_sha256: str | None = None) -> dict:
     """
     Train as the config says, its device and dtype resolved -> what runs.jsonl keeps: `loss` is on the half of
     validation that the stage, tuning or reporting, is judged on. A run that diverged has losses of None: that is an
-    outcome, no failure. keep: folder for its best.pt and metrics.jsonl, or None.
+    outcome, no failure. keep: folder for its best.pt and metrics.jsonl, or None. neuron_sha256: of the file of a user's
+    neuron.
     """
     here = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     try:
-        return here | train_and_judge(replace(config, max_blowup=None), stage, keep)
+        neuron = planned_neuron(config.mlp, neuron_sha256)
+        return here | train_and_judge(replace(config, max_blowup=None), neuron, stage, keep)
     except Diverged as error:
         nothing = dict.fromkeys(("loss", "train_loss", "peak_mb"))
         return here | nothing | {"diverged": str(error), "curve": [], "first_losses": []}
 
 
-def train_and_judge(config: TrainConfig, stage: str, keep: Path | None) -> dict:
+def train_and_judge(config: TrainConfig, neuron: Neuron | None, stage: str, keep: Path | None) -> dict:
     """What one_run returns, of a run that did not diverge. Raises Diverged where its validation loss is not finite."""
     device = torch.device(config.device)
     before = 0.0 if device.type == "cuda" else peak_memory(device)  # a fresh process's own
-    neuron = custom_neuron.load_neuron(config.mlp)
     result = train(config, neuron)
     if result.interrupted:
         raise UserError(f"stopped by {result.interrupted}")
@@ -184,7 +199,8 @@ def run_all(tasks: list[tuple], jobs: int, threads: int, done: Callable[[object,
     Processes are spawned: CUDA does not survive a fork.
     """
     for _, _, _, folder in tasks:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            Path(folder).mkdir(parents=True, exist_ok=True)
     if jobs == 0:
         for what, function, arguments, _ in tasks:
             done(what, *outcome_or_error(function, arguments))

@@ -24,6 +24,7 @@ from train import train
 from wiggle import corpora
 from wiggle.dataset import Dataset
 from wiggle.guarded_step import Diverged
+from wiggle.lock import folder_lock
 
 RELU = """
 from torch import nn
@@ -375,6 +376,46 @@ def test_a_second_sweep_goes_on_from_the_runs_of_the_first(words, tmp_path, call
     begun = len(calls)
     experiment(words, tmp_path / "out", *GRID, "--tuning_seeds=1", seeds=1)
     assert {c.c_fc_std for c in calls[begun:] if c.seed == 2337} == {"unit"}
+
+
+# --- what may happen to a study from outside ---
+
+
+def test_a_second_comparison_in_the_same_folder_is_refused_and_a_report_is_not(words, tmp_path, capsys):
+    experiment(words, tmp_path / "out", seeds=1)
+    with folder_lock(tmp_path / "out", "a comparison"):
+        out = f"--out_dir={tmp_path / 'out'}"
+        message = refused(capsys, [*words, "--vary=mlp=gelu,relu", "--seeds=1", out])
+        assert "is in use by a comparison" in message and message.count("\n") == 1
+        experiment(words, tmp_path / "out", "--report", seeds=1)
+    experiment(words, tmp_path / "out", seeds=1)
+
+
+def test_a_neuron_that_is_edited_while_the_study_runs_ends_its_runs_with_a_sentence(
+    words, tmp_path, relu, calls, monkeypatch, capsys
+):
+    real = workers.train
+
+    def edit_after_the_first(config, neuron=None):
+        result = real(config, neuron)
+        if len(calls) == 2:
+            (tmp_path / "mine.py").write_text(RELU + "\n# edited\n")
+        return result
+
+    monkeypatch.setattr(workers, "train", edit_after_the_first)
+    with pytest.raises(SystemExit) as left:
+        experiment(words, tmp_path / "out", vary=f"mlp={relu},gelu", seeds=3)
+    out = capsys.readouterr()
+    assert left.value.code == 1 and "2 runs failed" in out.err
+    assert out.out.count("mine.py was edited while the comparison ran: undo that, or start the command again") == 2
+    assert [r["seed"] for r in records_of(tmp_path / "out", "reporting") if r["arm"] == "ReLU"] == [1337]
+
+
+@pytest.mark.parametrize("out_dir", ["file/out", "file"])
+def test_a_folder_that_cannot_be_written_is_named_in_a_sentence(words, tmp_path, capsys, out_dir):
+    (tmp_path / "file").write_text("no folder")
+    message = refused(capsys, [*words, "--vary=mlp=gelu,relu", f"--out_dir={tmp_path / out_dir}"])
+    assert f"cannot write {tmp_path / out_dir}" in message and message.count("\n") == 1
 
 
 # --- processes ---
