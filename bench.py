@@ -17,60 +17,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import attention, matmul, oscillation
 from kernels.decoding import cast_matrices
 from kernels.matmul import Linear
-from model_bio import GPT
+from model_bio import GPT, GPTConfig
 from train import TrainConfig, train_step
 from wiggle import configurator, errors
 from wiggle.dataset import Dataset
-from wiggle.device import (
-    autocast,
-    describe,
-    drain,
-    keep_freed_memory,
-    peak_flops,
-    peak_memory,
-    pick_compile,
-    pick_device,
-    pick_dtype,
-)
+from wiggle.device import Machine, autocast, drain, keep_freed_memory, peak_flops, peak_memory, pick_machine
 from wiggle.errors import UserError
 from wiggle.guarded_step import GuardedOptimizer
 from wiggle.optimizers import configure_optimizer
-
-
-@dataclass
-class BenchConfig:
-    """What to measure. Raises ValueError for impossible values."""
-
-    # what
-    only: Literal["all", "train", "memory", "sample"] = "all"  # one part of the table
-    repeats: int = 7  # alternated rounds behind each median, after one that warms up
-    steps: int = 10  # training steps a round
-    sample_tokens: int = 500  # tokens to sample
-    budget_gb: float | None = None  # cap CUDA's allocator here, and measure the largest micro-batch that fits, no more
-    variant: str | None = None  # with only=memory: measure this variant alone, in this process
-
-    # machine
-    device: str = "auto"  # auto (cuda > mps > cpu), cpu, cuda, mps
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the card has it
-    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on a GPU with a working Triton
-
-    def __post_init__(self):
-        for key in ("repeats", "steps", "sample_tokens"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} must be at least 1")
-
 
 VARIANTS = {
     "reference": {},
@@ -86,10 +54,41 @@ SHAPES = {
     ),
     "cuda": (GPT2,),
 }
+Step = Callable[[int], object]  # takes training step number n
+
+
+@dataclass
+class BenchConfig:
+    """What to measure. Raises ValueError for impossible values."""
+
+    # what
+    only: Literal["all", "train", "memory", "sample"] = "all"  # one part of the table
+    repeats: int = 7  # alternated rounds behind each median, after one that warms up
+    steps: int = 10  # training steps a round
+    sample_tokens: int = 500  # tokens to sample
+    budget_gb: float | None = None  # cap CUDA's allocator here, and measure the largest micro-batch that fits, no more
+    variant: str | None = None  # print the bytes that steps of this variant alone take, measured in this process
+
+    # machine
+    device: str = "auto"  # auto (cuda > mps > cpu), cpu, cuda, mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the card has it
+    compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on a GPU with a working Triton
+
+    def __post_init__(self):
+        for key in ("repeats", "steps", "sample_tokens", "budget_gb"):
+            if getattr(self, key) is not None and not getattr(self, key) > 0:
+                raise ValueError(f"{key}={getattr(self, key)} must be above 0")
+        if self.variant not in (None, *VARIANTS):
+            raise ValueError(f"variant={self.variant!r} is unknown: choose one of {', '.join(VARIANTS)}")
+
+
+# --- the reference: a plain GPT, and its training step ---
 
 
 class ReferenceBlock(nn.Module):
-    def __init__(self, width, heads):
+    """Causal attention and a GELU MLP, each behind a LayerNorm. (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.norm_1, self.norm_2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
@@ -97,7 +96,7 @@ class ReferenceBlock(nn.Module):
         self.up, self.gelu = nn.Linear(width, 4 * width, bias=False), nn.GELU()
         self.down, self.dropout = nn.Linear(4 * width, width, bias=False), nn.Dropout(0.0)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.qkv(self.norm_1(x)).split(C, dim=2)
         q, k, v = (part.view(B, T, self.heads, C // self.heads).transpose(1, 2) for part in (q, k, v))  # (B, H, T, D)
@@ -107,9 +106,9 @@ class ReferenceBlock(nn.Module):
 
 
 class Reference(nn.Module):
-    """The plain GPT that speed is judged against."""
+    """The plain GPT that speed is judged against. Token ids x and targets y, (B, T) each -> (logits, loss)."""
 
-    def __init__(self, c):
+    def __init__(self, c: GPTConfig):
         super().__init__()
         self.tokens, self.places = nn.Embedding(c.vocab_size, c.n_embd), nn.Embedding(c.block_size, c.n_embd)
         self.blocks = nn.Sequential(*(ReferenceBlock(c.n_embd, c.n_head) for _ in range(c.n_layer)))
@@ -117,56 +116,74 @@ class Reference(nn.Module):
         self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
         self.tokens.weight = self.head.weight
 
-    def forward(self, x, y):
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         h = self.tokens(x) + self.places(torch.arange(x.size(1), device=x.device))
         logits = self.head(self.norm(self.blocks(h)))
         return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), y.view(-1), ignore_index=-1)
 
 
-def reference_stepper(config, folder, device, dtype):
-    model = Reference(config).to(device)
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
-        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
-    T = config.block_size
+class ReferenceStep:
+    """Training steps of the reference, on batches that are put together row by row."""
 
-    def step(number):
-        data = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r")
-        places = torch.randint(len(data) - T, (config.batch_size,))
+    def __init__(self, config: TrainConfig, folder: Path, machine: Machine):
+        self.config, self.path, self.machine = config, folder / "train.bin", machine
+        self.model = Reference(config).to(machine.device)
+        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
+        vectors = [p for p in self.model.parameters() if p.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
+
+    def __call__(self, number: int) -> None:
+        T, device = self.config.block_size, self.machine.device
+        data = np.memmap(self.path, dtype=np.uint16, mode="r")
+        places = torch.randint(len(data) - T, (self.config.batch_size,))
         x = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in places])
         y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + T].astype(np.int64)) for i in places])
-        with autocast(device, dtype):
-            loss = model(x.to(device), y.to(device))[1]
+        with autocast(device, self.machine.dtype):
+            loss = self.model(x.to(device), y.to(device))[1]
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
-def stepper(config, folder, device, dtype, compiled):
-    """-> a function that takes one of train.py's steps with a model of this TrainConfig."""
-    data = Dataset(folder, config.block_size, 1)
-    data.check_ids(config.vocab_size)
-    raw = model = GPT(config.gpt_config(config.vocab_size), seed=1).to(device)
-    optimizer = configure_optimizer(raw, 0.1, 1e-3, (0.9, 0.99), device.type)
-    guarded = GuardedOptimizer(raw, optimizer, device, dtype)
-    if compiled:
-        model = torch.compile(model)
-    return lambda number: train_step(model, guarded, data, config, number, 1e-3, device, dtype)
+# --- a training step of each variant ---
 
 
-def make_stepper(variant, shape, folder, device, dtype, compiled):
+def training_step(variant: str, shape: dict, folder: Path, machine: Machine) -> Step:
+    """The training step of a variant, with a model of this shape and the tokens in `folder`."""
     config = TrainConfig(**shape | VARIANTS[variant], gradient_accumulation_steps=1)
     if variant == "reference":
-        return reference_stepper(config, folder, device, dtype)
-    return stepper(config, folder, device, dtype, compiled)
+        return ReferenceStep(config, folder, machine)
+    data = Dataset(folder, config.block_size, 1)
+    data.check_ids(config.vocab_size)
+    raw = model = GPT(config.gpt_config(config.vocab_size), seed=1).to(machine.device)
+    optimizer = configure_optimizer(raw, 0.1, 1e-3, (0.9, 0.99), machine.device.type)
+    guarded = GuardedOptimizer(raw, optimizer, machine.device, machine.dtype)
+    if machine.compiled:
+        model = torch.compile(model)
+    return lambda number: train_step(model, guarded, data, config, number, 1e-3, machine.device, machine.dtype)
 
 
-def alternate(actions, repeats, device):
+def take_steps(step: Step, count: int) -> None:
+    """Take training steps number 0 .. count - 1."""
+    for number in range(count):
+        step(number)
+
+
+def write_random_tokens(folder: Path, vocab_size: int) -> None:
+    """Make a dataset of 2^20 random bytes in `folder`, as train.py reads it."""
+    tokens = np.random.default_rng(0).integers(0, min(vocab_size, 65), 2**20).astype(np.uint16)
+    for split in ("train", "val"):
+        tokens.tofile(folder / f"{split}.bin")
+    meta = {"dtype": "uint16", "tokenizer": {"kind": "byte", "vocab_size": 256}}
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+# --- timing ---
+
+
+def alternate(actions: dict[str, Callable], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """{name: function} -> {name: seconds of each round}, the functions taking turns; the first round warms up."""
     seconds = {name: [] for name in actions}
     for _ in range(repeats + 1):
@@ -179,201 +196,249 @@ def alternate(actions, repeats, device):
     return {name: spent[1:] for name, spent in seconds.items()}
 
 
-def spread(values):
+def median_and_spread(values: list[float]) -> tuple[float, float]:
+    """The median, and half the interquartile range."""
     low, middle, high = (np.percentile(values, q) for q in (25, 50, 75))
     return middle, (high - low) / 2
 
 
+class Ceilings(NamedTuple):
+    """The best that a machine gives, which the rates of training and sampling are shares of."""
+
+    bytes_per_second: float  # of a matrix-vector product, which reads a matrix from memory
+    flops: float  # a second, of a product of two matrices
+
+
 @torch.no_grad()
-def ceilings(device, dtype, repeats, n):
-    """What the machine gives at best -> (bytes/s of a matrix-vector product, FLOP/s of an n x n matrix product)."""
-    square = Linear(n, n, bias=False, device=device, dtype=dtype)
-    wide = Linear(n, 2**26 // n, bias=False, device=device, dtype=dtype)  # past every cache
-    vector, matrix = (torch.randn(*shape, device=device, dtype=dtype) for shape in ((n,), (n, n)))
+def measure_ceilings(machine: Machine, repeats: int, n: int) -> Ceilings:
+    """By plain torch and by kernels/matmul.py's Linear, whichever is faster, on n x n matrices."""
+    options = {"device": machine.device, "dtype": machine.dtype}
+    square = Linear(n, n, bias=False, **options)
+    wide = Linear(n, 2**26 // n, bias=False, **options)  # past every cache
+    vector, matrix = torch.randn(n, **options), torch.randn(n, n, **options)
     actions = {"vector": lambda: wide.weight @ vector, "our vector": lambda: wide(vector)}
     actions |= {"matrix": lambda: matrix @ square.weight, "our matrix": lambda: square(matrix)}
-    best = {name: min(seconds) for name, seconds in alternate(actions, max(10, repeats), device).items()}
-    bandwidth = wide.weight.numel() * dtype.itemsize / min(best["vector"], best["our vector"])
-    return bandwidth, 2 * n**3 / min(best["matrix"], best["our matrix"])
+    rounds = alternate(actions, max(10, repeats), machine.device)
+    best = {name: min(seconds) for name, seconds in rounds.items()}
+    bandwidth = wide.weight.numel() * machine.dtype.itemsize / min(best["vector"], best["our vector"])
+    return Ceilings(bandwidth, 2 * n**3 / min(best["matrix"], best["our matrix"]))
 
 
-def random_corpus(folder, vocab_size):
-    for split in ("train", "val"):
-        np.random.default_rng(0).integers(0, min(vocab_size, 65), 2**20).astype(np.uint16).tofile(
-            folder / f"{split}.bin"
-        )
-    meta = {"dtype": "uint16", "tokenizer": {"kind": "byte", "vocab_size": 256}}
-    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+# --- what is printed: training ---
 
 
-def bench_train(config, device, dtype, compiled, limits):
-    for shape in SHAPES.get(device.type, SHAPES["cpu"]):
-        print(f"\ntraining, {' '.join(f'{k}={v}' for k, v in shape.items())}")
+def bench_train(config: BenchConfig, machine: Machine, ceilings: Ceilings) -> None:
+    """A table for each shape: time, tokens a second, and share of the ceiling of each variant's training step."""
+    for shape in SHAPES.get(machine.device.type, SHAPES["cpu"]):
+        print(f"\ntraining, {spelled(shape)}")
         print("  variant             ms a step    tokens/s   time to gelu's   GFLOP/s   of ceiling     MFU")
-        tokens = shape["batch_size"] * shape["block_size"]
         with tempfile.TemporaryDirectory() as name:
-            random_corpus(Path(name), shape["vocab_size"])
-            steppers = {v: make_stepper(v, shape, Path(name), device, dtype, compiled) for v in VARIANTS}
-            actions = {v: functools.partial(several, step, config.steps) for v, step in steppers.items()}
-            rounds = alternate(actions, config.repeats, device)
+            write_random_tokens(Path(name), shape["vocab_size"])
+            steps = {variant: training_step(variant, shape, Path(name), machine) for variant in VARIANTS}
+            actions = {v: functools.partial(take_steps, step, config.steps) for v, step in steps.items()}
+            rounds = alternate(actions, config.repeats, machine.device)
         for variant, seconds in rounds.items():
-            middle, half = spread([1000 * s / config.steps for s in seconds])
-            ratio = statistics.median(s / g for s, g in zip(seconds, rounds["gelu"], strict=True))
-            c = TrainConfig(**shape | VARIANTS[variant])
-            with torch.device("meta"):
-                flops = GPT(c.gpt_config(c.vocab_size)).flops_per_token() * tokens / middle * 1000
-            mfu = f"{100 * flops / peak_flops(device):.1f} %" if peak_flops(device) else "-"
-            print(
-                f"  {variant:<12}{middle:>10.2f} +- {half:<5.2f}{1000 * tokens / middle:>10,.0f}{ratio:>16.3f}x"
-                f"{flops / 1e9:>10.1f}{100 * flops / limits[1]:>11.0f} %{mfu:>9}"
-            )
+            milliseconds = [1000 * s / config.steps for s in seconds]
+            to_gelu = statistics.median(s / g for s, g in zip(seconds, rounds["gelu"], strict=True))
+            print(training_row(variant, shape, milliseconds, to_gelu, machine, ceilings))
 
 
-def several(step, count):
-    for number in range(count):
-        step(number)
+def training_row(
+    variant: str, shape: dict, milliseconds: list[float], to_gelu: float, machine: Machine, ceilings: Ceilings
+) -> str:
+    """A line of the table. milliseconds: of a step, in each round; to_gelu: the median of its ratio to gelu's."""
+    middle, half = median_and_spread(milliseconds)
+    tokens_per_second = 1000 * shape["batch_size"] * shape["block_size"] / middle
+    config = TrainConfig(**shape | VARIANTS[variant])
+    with torch.device("meta"):
+        flops = GPT(config.gpt_config(config.vocab_size)).flops_per_token() * tokens_per_second
+    peak = peak_flops(machine.device)
+    mfu = f"{100 * flops / peak:.1f} %" if peak else "-"
+    return (
+        f"  {variant:<12}{middle:>10.2f} +- {half:<5.2f}{tokens_per_second:>10,.0f}{to_gelu:>16.3f}x"
+        f"{flops / 1e9:>10.1f}{100 * flops / ceilings.flops:>11.0f} %{mfu:>9}"
+    )
 
 
-def bench_memory(config, device, dtype, compiled):
+def spelled(shape: dict, *left_out: str) -> str:
+    """A shape's keys and values, as flags would give them."""
+    return " ".join(f"{key}={value}" for key, value in shape.items() if key not in left_out)
+
+
+# --- what is printed: memory ---
+
+
+def bench_memory(config: BenchConfig, machine: Machine) -> None:
     """Peak memory of training steps at GPT-2's shape: CUDA's allocator, or on the CPU a process of its own for each."""
-    print(f"\npeak memory of a training step, {' '.join(f'{k}={v}' for k, v in GPT2.items())}")
+    print(f"\npeak memory of a training step, {spelled(GPT2)}")
     peaks = {}
     for variant in VARIANTS:
-        if device.type == "cuda":
+        if machine.device.type == "cuda":
             torch.cuda.empty_cache()
-            peaks[variant] = step_peak(variant, GPT2, device, dtype, compiled)
+            peaks[variant] = step_peak(variant, GPT2, machine)
         else:
-            command = [sys.executable, __file__, "--only=memory", f"--variant={variant}", f"--device={device}"]
-            peaks[variant] = float(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
-            )
+            peaks[variant] = peak_in_another_process(variant, config)
         print(f"  {variant:<14}{peaks[variant] / 2**30:>7.2f} GiB", end="")
         print(f"{peaks[variant] / peaks['gelu']:>9.3f}x gelu's" if "gelu" in peaks else "")
 
 
-def step_peak(variant, shape, device, dtype, compiled):
-    """Bytes that three training steps take at most; on the CPU those of the whole process."""
+def step_peak(variant: str, shape: dict, machine: Machine) -> float:
+    """Bytes that a few training steps take at most; on the CPU those of the whole process."""
     with tempfile.TemporaryDirectory() as name:
-        random_corpus(Path(name), shape["vocab_size"])
-        step = make_stepper(variant, shape, Path(name), device, dtype, compiled)
-        if device.type == "cuda":
+        write_random_tokens(Path(name), shape["vocab_size"])
+        step = training_step(variant, shape, Path(name), machine)
+        if machine.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        for number in range(3 if device.type == "cuda" else 2):
-            step(number)
-    return peak_memory(device) * 2**20
+        take_steps(step, 3 if machine.device.type == "cuda" else 2)
+    return peak_memory(machine.device) * 2**20
 
 
-def largest_batch(variant, device, dtype, compiled):
-    """The largest micro-batch of 1,024 tokens whose step fits under the allocator's cap: doubling, then bisection."""
-
-    def fits(size):
-        gc.collect()  # a compiled model lies in a cycle
-        torch.cuda.empty_cache()
-        torch.compiler.reset()  # else the second size would be compiled for all sizes
-        try:
-            return step_peak(variant, GPT2 | {"batch_size": size}, device, dtype, compiled) > 0
-        except torch.OutOfMemoryError:
-            return False
-
-    low, high = 0, 1
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def peak_in_another_process(variant: str, config: BenchConfig) -> float:
+    """What `step_peak` gives in a fresh process on the same device, in the same precision."""
+    flags = (f"--{key}={getattr(config, key)}" for key in ("device", "dtype", "compile"))
+    done = subprocess.run([sys.executable, __file__, f"--variant={variant}", *flags], capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}, perhaps for want of memory"
+        raise UserError(f"the process that measures {variant} ended early: {reason}")
+    return float(done.stdout.split()[-1])
 
 
-def bench_budget(config, device, dtype, compiled):
-    """Under the cap: each variant's largest micro-batch and its tokens/s. One after another: two would not fit."""
-    print(f"\nunder {config.budget_gb:g} GB, {' '.join(f'{k}={v}' for k, v in GPT2.items() if k != 'batch_size')}")
+# --- what is printed: the largest micro-batch under a cap ---
+
+
+def bench_budget(config: BenchConfig, machine: Machine) -> None:
+    """Each variant's largest micro-batch under the cap, and its speed. One after another: two would not fit."""
+    print(f"\nunder {config.budget_gb:g} GB, {spelled(GPT2, 'batch_size')}")
     for variant in VARIANTS:
-        size = largest_batch(variant, device, dtype, compiled)
+        size = largest_batch(variant, machine)
         if size == 0:
             print(f"  {variant:<12}not even a micro-batch of 1 fits")
             continue
         torch.compiler.reset()
         with tempfile.TemporaryDirectory() as name:
-            random_corpus(Path(name), GPT2["vocab_size"])
-            step = make_stepper(variant, GPT2 | {"batch_size": size}, Path(name), device, dtype, compiled)
-            several_steps = functools.partial(several, step, config.steps)
-            rounds = alternate({variant: several_steps}, config.repeats, device)[variant]
-        middle, half = spread([size * GPT2["block_size"] * config.steps / s for s in rounds])
+            write_random_tokens(Path(name), GPT2["vocab_size"])
+            step = training_step(variant, GPT2 | {"batch_size": size}, Path(name), machine)
+            action = functools.partial(take_steps, step, config.steps)
+            seconds = alternate({variant: action}, config.repeats, machine.device)[variant]
+        middle, half = median_and_spread([size * GPT2["block_size"] * config.steps / s for s in seconds])
         print(f"  {variant:<12}micro-batch {size:>3}{middle:>12,.0f} +- {half:<8,.0f} tokens/s")
 
 
-def bench_sample(config, device, dtype, compiled, limits):
+def largest_batch(variant: str, machine: Machine) -> int:
+    """The largest micro-batch of 1,024 tokens whose step fits under the allocator's cap: doubling, then bisection."""
+    low, high = 0, 1
+    while batch_fits(variant, high, machine):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if batch_fits(variant, middle, machine) else (low, middle)
+    return low
+
+
+def batch_fits(variant: str, size: int, machine: Machine) -> bool:
+    """Whether training steps with so many sequences fit under the allocator's cap."""
+    gc.collect()  # a compiled model lies in a reference cycle
+    torch.cuda.empty_cache()
+    torch.compiler.reset()  # else the second size would be compiled for all sizes
+    try:
+        step_peak(variant, GPT2 | {"batch_size": size}, machine)
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+# --- what is printed: sampling ---
+
+
+class Way(NamedTuple):
+    """A way to sample."""
+
+    action: Callable[[], object]
+    tokens: int  # that the action makes
+    batch: int = 1  # sequences at a time
+
+
+def bench_sample(config: BenchConfig, machine: Machine, ceilings: Ceilings) -> None:
     """
-    Tokens a second at GPT-2's shape: one text with the cache, compiled where that is on, eight texts at once, and, as
-    in nanoGPT, one without a cache, each token a forward pass over all before it. Of those passes every tenth or so is
-    run: at the middle of each of up to ten equal parts of the text.
+    Tokens a second at GPT-2's shape, and the share of the memory's bandwidth that reading the weights takes.
+
+    Ways: one text with the cache, compiled where that is on; eight texts at once; and, as in nanoGPT, one without a
+    cache, each token a forward pass over all before it.
     """
-    count = config.sample_tokens
-    print(f"\nsampling {count} tokens, {' '.join(f'{k}={v}' for k, v in GPT2.items() if k != 'batch_size')}")
-    model = GPT(TrainConfig(**GPT2).gpt_config(GPT2["vocab_size"]), seed=1).to(device).eval()
-    cast_matrices(model, dtype)
-    parts = min(10, count)
-    lengths = [(2 * part + 1) * count // (2 * parts) + 1 for part in range(parts)]
-
-    def cached(batch, compiled):
-        cache = model.new_cache(batch, 1 + count)
-        prompts = torch.zeros(batch, 1, dtype=torch.long, device=device)
-        return lambda: model.generate(prompts, count, top_k=200, cache=cache, compiled=compiled)
-
-    def uncached():
-        for length in lengths:
-            model.generate(torch.zeros(1, length, dtype=torch.long, device=device), 1, top_k=200, use_cache=False)
-
-    # name -> (the action, tokens that it makes, sequences in a batch)
-    with autocast(device, dtype):
-        rows = {"uncached": (uncached, parts, 1), "cached": (cached(1, False), count, 1)}
-        if compiled:
-            rows["compiled"] = cached(1, True), count, 1
-        rows["batch of 8"] = cached(8, compiled), 8 * count, 8
-        rounds = alternate({name: action for name, (action, _, _) in rows.items()}, config.repeats, device)
-    rates = {name: [tokens / s for s in rounds[name]] for name, (_, tokens, _) in rows.items()}
-    # a step reads every weight once, but of the positions a row
-    moved = model.get_num_params() * dtype.itemsize
-    for name, (_, _, batch) in rows.items():
-        middle, half = spread(rates[name])
-        ratio = statistics.median(rate / u for rate, u in zip(rates[name], rates["uncached"], strict=True))
-        read = moved * middle / batch
+    print(f"\nsampling {config.sample_tokens} tokens, {spelled(GPT2, 'batch_size')}")
+    model = GPT(TrainConfig(**GPT2).gpt_config(GPT2["vocab_size"]), seed=1).to(machine.device).eval()
+    cast_matrices(model, machine.dtype)
+    with autocast(machine.device, machine.dtype):
+        ways = ways_to_sample(model, config.sample_tokens, machine)
+        rounds = alternate({name: way.action for name, way in ways.items()}, config.repeats, machine.device)
+    rates = {name: [way.tokens / seconds for seconds in rounds[name]] for name, way in ways.items()}
+    weights = model.get_num_params() * machine.dtype.itemsize  # bytes read in a step, whatever the batch
+    for name, way in ways.items():
+        middle, half = median_and_spread(rates[name])
+        gain = statistics.median(rate / u for rate, u in zip(rates[name], rates["uncached"], strict=True))
+        read = weights * middle / way.batch
         print(
-            f"  {name:<11}{middle:>9.1f} +- {half:<6.1f} tokens/s{ratio:>8.2f}x uncached"
-            f"{read / 1e9:>9.1f} GB/s{100 * read / limits[0]:>6.0f} % of the ceiling"
+            f"  {name:<11}{middle:>9.1f} +- {half:<6.1f} tokens/s{gain:>8.2f}x uncached"
+            f"{read / 1e9:>9.1f} GB/s{100 * read / ceilings.bytes_per_second:>6.0f} % of the ceiling"
         )
+
+
+def ways_to_sample(model: GPT, count: int, machine: Machine) -> dict[str, Way]:
+    """The ways to draw `count` tokens, by their names in the table."""
+    parts = min(10, count)  # without a cache one token is drawn at the middle of each of up to ten parts of the text
+    lengths = [(2 * part + 1) * count // (2 * parts) + 1 for part in range(parts)]
+    ways = {"uncached": Way(functools.partial(draw_uncached, model, lengths), parts)}
+    ways["cached"] = Way(cached_drawing(model, 1, count, compiled=False), count)
+    if machine.compiled:
+        ways["compiled"] = Way(cached_drawing(model, 1, count, compiled=True), count)
+    ways["batch of 8"] = Way(cached_drawing(model, 8, count, machine.compiled), 8 * count, 8)
+    return ways
+
+
+def draw_uncached(model: GPT, lengths: list[int]) -> None:
+    """Draw one token after a text of each length, without a cache."""
+    for length in lengths:
+        prompt = torch.zeros(1, length, dtype=torch.long, device=model.lm_head.weight.device)
+        model.generate(prompt, 1, top_k=200, use_cache=False)
+
+
+def cached_drawing(model: GPT, batch: int, count: int, compiled: bool) -> Callable[[], Tensor]:
+    """A function that draws `count` tokens of `batch` texts, with one cache for all its calls."""
+    cache = model.new_cache(batch, 1 + count)
+    prompts = torch.zeros(batch, 1, dtype=torch.long, device=model.lm_head.weight.device)
+    return functools.partial(model.generate, prompts, count, top_k=200, cache=cache, compiled=compiled)
+
+
+# --- the script ---
 
 
 @errors.script
 def main(argv=None):
     config = configurator.read_settings(BenchConfig, sys.argv[1:] if argv is None else argv, __doc__)
-    device = pick_device(config.device)
-    keep_freed_memory(device)
-    dtype = pick_dtype(config.dtype, device)
-    compiled, how = pick_compile(config.compile, device)
+    machine = pick_machine(config.device, config.dtype, config.compile)
+    keep_freed_memory(machine.device)
     if config.variant is not None:
-        if config.variant not in VARIANTS:
-            raise UserError(f"variant={config.variant!r} is unknown: choose one of {', '.join(VARIANTS)}")
-        print(step_peak(config.variant, GPT2, device, dtype, compiled))
+        print(step_peak(config.variant, GPT2, machine))
         return
     if config.budget_gb is not None:
-        if device.type != "cuda":
+        if machine.device.type != "cuda":
             raise UserError("budget_gb caps CUDA's allocator: it needs --device=cuda")
-        total = torch.cuda.get_device_properties(device).total_memory
+        total = torch.cuda.get_device_properties(machine.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, config.budget_gb * 1e9 / total))
-        bench_budget(config, device, dtype, compiled)
+        bench_budget(config, machine)
         return
-    print(f"device    {describe(device, dtype, how)}, torch {torch.__version__}")
-    print(f"kernels   oscillation by {oscillation.backend(device)}, attention by {attention.backend(device)}")
-    print(f"          large products by {matmul.backend(device)}")
-    limits = ceilings(device, dtype, config.repeats, 2048 if device.type == "cpu" else 8192)
-    print(f"ceilings  matrix-vector {limits[0] / 1e9:.1f} GB/s, matrix product {limits[1] / 1e9:.0f} GFLOP/s")
+    print(f"device    {machine}, torch {torch.__version__}")
+    print(f"kernels   oscillation by {oscillation.backend(machine.device)}, ", end="")
+    print(f"attention by {attention.backend(machine.device)}")
+    print(f"          large products by {matmul.backend(machine.device)}")
+    ceilings = measure_ceilings(machine, config.repeats, 2048 if machine.device.type == "cpu" else 8192)
+    print(f"ceilings  matrix-vector {ceilings[0] / 1e9:.1f} GB/s, matrix product {ceilings[1] / 1e9:.0f} GFLOP/s")
     if config.only in ("all", "train"):
-        bench_train(config, device, dtype, compiled, limits)
+        bench_train(config, machine, ceilings)
     if config.only in ("all", "memory"):
-        bench_memory(config, device, dtype, compiled)
+        bench_memory(config, machine)
     if config.only in ("all", "sample"):
-        bench_sample(config, device, dtype, compiled, limits)
+        bench_sample(config, machine, ceilings)
 
 
 if __name__ == "__main__":

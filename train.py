@@ -24,7 +24,7 @@ from tqdm import tqdm
 from kernels.oscillation import backend
 from model_bio import GPT, GPTConfig, model_args, stable_seed
 from wiggle import blowup, checkpoint, configurator, corpora, custom_neuron, errors
-from wiggle.batch_size import Card, measure_batch_size, out_of_memory, out_of_memory_advice
+from wiggle.batch_size import choose_batch_size
 from wiggle.custom_neuron import Neuron
 from wiggle.dataset import Dataset
 from wiggle.device import Machine, autocast, keep_freed_memory, peak_flops, peak_memory, pick_machine, send
@@ -44,6 +44,7 @@ from wiggle.guarded_step import Diverged, GuardedOptimizer
 from wiggle.huggingface import is_pretrained
 from wiggle.lock import folder_lock
 from wiggle.optimizers import configure_optimizer
+from wiggle.out_of_memory import out_of_memory, out_of_memory_advice
 from wiggle.run_log import Metrics, RunLog, duration, print_line, start_wandb
 from wiggle.sampling import default_prompt, print_as_drawn
 from wiggle.stop_signal import StopSignal
@@ -125,8 +126,6 @@ def prepare(config, neuron):
     if here.world > 1 and machine.device.type == "cuda":
         machine = machine._replace(device=torch.device("cuda", here.local_rank))
         torch.cuda.set_device(machine.device)
-    if config.batch_size == "auto":
-        Card(machine.device)  # raises where there is none
     if machine.device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # for what stays in float32
     keep_freed_memory(machine.device)
@@ -152,6 +151,8 @@ def prepare(config, neuron):
     data.check_ids(model.config.vocab_size)
     model.limit_sampling(data.tokenizer["vocab_size"])
 
+    if isinstance(neuron, Neuron):
+        custom_neuron.try_on_device(neuron, 4 * model.config.n_embd, machine.device, machine.dtype)
     announce(config, model, data, machine, say)
     for note in config.notes():
         say(f"note      {note}")
@@ -259,7 +260,7 @@ def build(setup: Setup) -> Run:
     config, machine, resumed = setup.config, setup.machine, setup.resumed
     model, size = setup.model.to(machine.device), config.batch_size
     if size == "auto":
-        size = measure_batch_size(config, Card(machine.device), model, setup.data, machine.dtype, setup.say)
+        size = choose_batch_size(config, machine.device, model, setup.data, machine.dtype, setup.say)
     shape = size, config.block_size, config.sequences_per_step // size
     tokens = f"{' x '.join(map(str, shape))} = {math.prod(shape):,} tokens a step"
     setup.say(f"batch     {tokens}, {config.max_iters:,} steps")

@@ -1,14 +1,18 @@
 """The benchmark's parts, from end to end on models of a few thousand parameters."""
 
 import re
+import subprocess
 
 import pytest
 import torch
 
 import bench
+from wiggle.device import Machine
+from wiggle.errors import UserError
 
 TINY = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 2, "vocab_size": 65}
-CEILINGS = bench.ceilings  # the fixture below leaves them out
+MEASURE_CEILINGS = bench.measure_ceilings  # which the fixture below leaves out
+CPU = Machine(torch.device("cpu"), torch.float32, False, "eager")
 NUMBER = r"[\d.,]+"
 
 
@@ -16,7 +20,7 @@ NUMBER = r"[\d.,]+"
 def tiny(monkeypatch):
     monkeypatch.setattr(bench, "GPT2", TINY)
     monkeypatch.setattr(bench, "SHAPES", {"cpu": (TINY,)})
-    monkeypatch.setattr(bench, "ceilings", lambda *args: (1e9, 1e9))
+    monkeypatch.setattr(bench, "measure_ceilings", lambda *args: bench.Ceilings(1e9, 1e9))
 
 
 def printed(capsys, *flags):
@@ -33,7 +37,42 @@ def test_training_has_a_row_for_each_variant(capsys):
 
 
 def test_memory_of_one_variant_is_a_number(capsys):
-    assert float(printed(capsys, "--only=memory", "--variant=gelu")) > 2**20
+    assert float(printed(capsys, "--variant=gelu")) > 2**20
+
+
+def test_memory_has_a_row_for_each_variant_measured_in_the_settings_of_the_run(capsys, monkeypatch):
+    peaks, asked = {"reference": 3.0, "gelu": 2.0, "bio/none": 2.0, "bio/feature": 4.0}, []
+
+    def run(command, **options):
+        asked.append(command)
+        variant = command[2].removeprefix("--variant=")
+        return subprocess.CompletedProcess(command, 0, f"{peaks[variant] * 2**30}\n", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    out = printed(capsys, "--only=memory", "--dtype=bfloat16", "--compile=False")
+    assert re.findall(r"  (\S+) +(\S+) GiB(?: +(\S+)x gelu's)?", out) == [
+        ("reference", "3.00", ""), ("gelu", "2.00", "1.000"), ("bio/none", "2.00", "1.000"),
+        ("bio/feature", "4.00", "2.000"),
+    ]  # fmt: skip
+    assert all(command[3:] == ["--device=cpu", "--dtype=bfloat16", "--compile=False"] for command in asked)
+
+
+@pytest.mark.parametrize(
+    ("code", "errors", "reason"),
+    [(-9, "", "exit code -9, perhaps for want of memory"), (1, "a\nerror: b\n", "error: b")],
+)
+def test_a_process_that_measures_memory_and_dies_is_one_sentence(monkeypatch, code, errors, reason):
+    done = subprocess.CompletedProcess([], code, "", errors)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: done)
+    with pytest.raises(UserError, match=f"the process that measures gelu ended early: {reason}"):
+        bench.peak_in_another_process("gelu", bench.BenchConfig())
+
+
+@pytest.mark.parametrize("flag", ["--variant=relu", "--steps=0", "--budget_gb=-1"])
+def test_an_impossible_value_is_refused(capsys, flag):
+    with pytest.raises(SystemExit):
+        bench.main([flag])
+    assert flag[2:].split("=")[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [["--compile=False"], ["--compile=True"], ["--compile=False", "--dtype=bfloat16"]])
@@ -47,7 +86,7 @@ def test_sampling_has_a_row_for_each_way(capsys, monkeypatch, flags):
 
 
 def test_the_ceilings_are_plausible():
-    vector, matrix = CEILINGS(torch.device("cpu"), torch.float32, 1, 256)
+    vector, matrix = MEASURE_CEILINGS(CPU, 1, 256)
     assert 1e8 < vector < 1e13 and 1e8 < matrix < 1e14  # bytes/s, FLOP/s
 
 
@@ -55,7 +94,7 @@ def test_the_ceilings_are_plausible():
 def test_the_largest_micro_batch_that_fits(monkeypatch, most):
     tried = []
 
-    def step_peak(variant, shape, device, dtype, compiled):
+    def step_peak(variant, shape, machine):
         tried.append(shape["batch_size"])
         assert shape | {"batch_size": 2} == TINY and variant == "gelu"
         if shape["batch_size"] > most:
@@ -63,14 +102,14 @@ def test_the_largest_micro_batch_that_fits(monkeypatch, most):
         return 2.0**30
 
     monkeypatch.setattr(bench, "step_peak", step_peak)
-    assert bench.largest_batch("gelu", torch.device("cuda"), torch.bfloat16, False) == most
+    assert bench.largest_batch("gelu", CPU) == most
     assert len(tried) == len(set(tried)) <= 14  # doubling and bisection: none is tried twice
 
 
 def test_the_budget_has_a_row_for_each_variant(capsys, monkeypatch):
     monkeypatch.setattr(bench, "largest_batch", lambda variant, *rest: {"gelu": 3, "reference": 0}.get(variant, 2))
     config = bench.BenchConfig(repeats=1, steps=1, budget_gb=7.0)
-    bench.bench_budget(config, torch.device("cpu"), torch.float32, False)
+    bench.bench_budget(config, CPU)
     out = capsys.readouterr().out
     assert "under 7 GB, n_layer=1" in out and "reference   not even a micro-batch of 1 fits" in out
     for variant, size in (("gelu", 3), ("bio/none", 2), ("bio/feature", 2)):

@@ -138,12 +138,12 @@ def try_neuron(mlp: str, build: Callable[[int], nn.Module], features: int) -> No
             check_places(mlp, first, x)
 
 
-def try_on_device(mlp: str, neuron: Neuron, features: int, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise UserError unless the neuron runs forward and backward on this device with autocast to this dtype."""
-    with torch.random.fork_rng(devices=[]), explained(f"{mlp} fails on {device} in {dtype}"):
+def try_on_device(neuron: Neuron, features: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise UserError unless the neuron runs forward and backward on this device under autocast to this dtype."""
+    with torch.random.fork_rng(devices=[]), explained(f"{neuron.mlp} fails on {device} in {dtype}"):
         x = torch.randn(*SHAPE, features).to(device, dtype)
         with autocast(device, dtype):
-            train_once(mlp, neuron(features).to(device), x)
+            train_once(neuron.mlp, neuron(features).to(device), x)
 
 
 def seeded(seed: int, function: Callable, *arguments):

@@ -1,4 +1,4 @@
-"""What a script runs on: device, precision, compiler, and how to wait for the device."""
+"""What a script computes on: device, precision and compiler, the memory of a card, and how to wait for a device."""
 
 import ctypes
 import importlib.util
@@ -8,17 +8,43 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from wiggle.errors import UserError
 
-# FLOP/s in bfloat16 with float32 accumulation, which MFU is a share of; a card that is not listed gets no MFU
+# Peak FLOP/s in bfloat16 with float32 accumulation, by a part of the card's name. Other cards get no MFU, the share of
+# the peak that is used.
 PEAK_FLOPS = {"RTX 3070": 40.6e12, "RTX 3090": 71.2e12, "A100": 312e12, "H100": 989e12}
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers the options of mallopt
 
 
-def pick_device(name):
-    """'auto' takes cuda > mps > cpu -> torch.device. Raises UserError for a device that this machine lacks."""
+# --- the machine ---
+
+
+class Machine(NamedTuple):
+    """What a script computes on, resolved from the settings device, dtype and compile."""
+
+    device: torch.device
+    dtype: torch.dtype  # of matrix products; weights stay in float32
+    compiled: bool
+    how: str  # 'compiled', or 'eager' and the reason
+
+    def __str__(self) -> str:
+        """As a run prints it: the card's name or the CPU with its threads, the precision, and `how`."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return f"{name}{threads}, {str(self.dtype).removeprefix('torch.')}, {self.how}"
+
+
+def pick_machine(device: str, dtype: str, compile: bool | str) -> Machine:
+    """The settings device, dtype and compile, each of which may be 'auto' -> Machine."""
+    device = pick_device(device)
+    return Machine(device, pick_dtype(dtype, device), *pick_compile(compile, device))
+
+
+def pick_device(name: str) -> torch.device:
+    """The setting device; 'auto' takes cuda > mps > cpu. Raises UserError for a device that this machine lacks."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -37,22 +63,8 @@ def pick_device(name):
     return device
 
 
-def keep_freed_memory(device):
-    """
-    Before training on the CPU: let glibc keep up to 2 GiB that tensors have freed, in pieces of up to 32 MiB.
-
-    Given back to the system and asked for anew in each step, they would cost a fault a page: a fifth of a step at width
-    384.
-    """
-    if device.type == "cpu" and sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-        if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, 2**25)  # its highest value; larger pieces are given back at once
-            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def pick_dtype(name, device):
-    """'auto' takes bfloat16 where the card has it, else float16 on a card, else float32 -> torch.dtype."""
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The setting dtype; 'auto' takes bfloat16 where a CUDA card has it, else float16 there, and float32 elsewhere."""
     if name == "auto":
         if device.type != "cuda":
             name = "float32"
@@ -63,8 +75,8 @@ def pick_dtype(name, device):
     return getattr(torch, name)
 
 
-def pick_compile(setting, device):
-    """True, False or 'auto' -> (whether to compile, the line that says so)."""
+def pick_compile(setting: bool | str, device: torch.device) -> tuple[bool, str]:
+    """The setting compile: True, False or 'auto' -> (whether to compile, the words that say so)."""
     if setting != "auto":
         return setting, "compiled" if setting else "eager"
     if device.type != "cuda":
@@ -74,42 +86,34 @@ def pick_compile(setting, device):
     return True, "compiled"
 
 
-class Machine(NamedTuple):
-    """What a script computes on, resolved from the settings device, dtype and compile."""
-
-    device: torch.device
-    dtype: torch.dtype  # of matrix products; weights stay in float32
-    compiled: bool
-    how: str  # 'compiled', or 'eager' and the reason
-
-    def __str__(self):
-        return describe(self.device, self.dtype, self.how)
-
-
-def pick_machine(device: str, dtype: str, compile: bool | str) -> Machine:
-    """The settings device, dtype and compile, each of which may be 'auto' -> Machine."""
-    device = pick_device(device)
-    return Machine(device, pick_dtype(dtype, device), *pick_compile(compile, device))
-
-
-def describe(device, dtype, how):
-    """The line's end behind 'device' at a run's start."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return f"{name}{threads}, {str(dtype).removeprefix('torch.')}, {how}"
-
-
-def peak_flops(device):
-    """FLOP/s of a card whose peak is known, else None."""
+def peak_flops(device: torch.device) -> float | None:
+    """Peak FLOP/s of a card that PEAK_FLOPS lists, else None."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((flops for card, flops in PEAK_FLOPS.items() if card in name), None)
 
 
-def peak_memory(device):
-    """Highest memory so far in MiB: allocated on a card, else resident in this process, 0 where nothing tells."""
+# --- memory ---
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """
+    Before training on the CPU: let glibc keep up to 2 GiB of freed memory, in pieces of up to 32 MiB.
+
+    By default glibc gives freed tensors back to the system in each step and asks for them anew. The page faults of that
+    are a fifth of a step's time at width 384.
+    """
+    if device.type == "cpu" and sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, 2**25)  # the highest value allowed; larger pieces are given back at once
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory so far in MiB: of tensors on a CUDA card, elsewhere of this process; 0 where nothing tells."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if (status := Path("/proc/self/status")).is_file():  # Linux, whose getrusage counts what the parent held, too
+    if (status := Path("/proc/self/status")).is_file():  # Linux, whose getrusage counts a parent's memory too
         return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 2**10
     try:
         import resource  # Windows has none
@@ -118,18 +122,47 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def autocast(device, dtype):
-    """Run matrix products in dtype; float32 means no autocast."""
+class Card:
+    """A CUDA card's memory, in bytes, as torch's allocator holds it."""
+
+    HEADROOM = 0.1  # share for what training steps do not show: the desktop, an evaluation's logits, fragmentation
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def budget(self) -> float:
+        """What this process may hold in all: what it holds and what is free now, within its own cap, less headroom."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        # The cap of set_per_process_memory_fraction. Before torch 2.8 it cannot be read, and a step past it fails.
+        share = total * getattr(torch.cuda, "get_per_process_memory_fraction", lambda index: 1.0)(index)
+        return min(free + torch.cuda.memory_reserved(self.device), share) - self.HEADROOM * share
+
+    def reset(self) -> None:
+        """Give cached memory back, and begin a new peak."""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak(self) -> float:
+        """The most that the allocator held since `reset`: its tensors, and the gaps between them."""
+        return torch.cuda.max_memory_reserved(self.device)
+
+
+# --- computing ---
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The context in which matrix products are computed in dtype; float32 means no autocast."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def drain(device):
-    """Wait for queued work, so that a clock sees it."""
+def drain(device: torch.device) -> None:
+    """Wait for the work that is queued on a card, so that a clock sees it."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize()
 
 
-def send(tensor, device):
+def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy to the device; to CUDA from pinned memory, so that the copy runs beside the computation."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,98 @@
+"""Device, precision and compiler as the settings pick them, and the memory of a card and of a process."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from wiggle.device import Card, Machine, peak_memory, pick_compile, pick_device, pick_dtype, pick_machine
+from wiggle.errors import UserError
+from wiggle.out_of_memory import GIB
+
+ROOT = Path(__file__).parents[1]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("quantum", "device='quantum' is unknown: choose auto, cpu, cuda, cuda:N or mps"),
+        ("cuda:x", "device='cuda:x' is unknown"),
+        ("", "device='' is unknown"),
+        ("meta", "device='meta' is not supported: choose auto, cpu, cuda, cuda:N or mps"),
+        ("cuda:1", r"device='cuda:1', but this machine has 1 CUDA device\(s\)"),
+        ("mps", "device='mps', but there is none here: use --device=cpu"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_sentence(monkeypatch, name, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match=message):
+        pick_device(name)
+    assert pick_device("auto") == CUDA and pick_device("cuda:0").index == 0
+
+
+def test_auto_takes_the_cpu_eagerly_in_float32_where_there_is_nothing_else(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    machine = pick_machine("auto", "auto", "auto")
+    assert machine == Machine(CPU, torch.float32, False, "eager (compile=auto is for CUDA)")
+    assert str(machine) == f"cpu, {torch.get_num_threads()} threads, float32, eager (compile=auto is for CUDA)"
+    with pytest.raises(UserError, match="dtype='float16' needs a card"):
+        pick_machine("cpu", "float16", False)
+
+
+@pytest.mark.parametrize(("has_it", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_auto_takes_bfloat16_on_a_card_that_has_it(monkeypatch, has_it, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
+    assert pick_dtype("auto", CUDA) == dtype and pick_dtype("float32", CUDA) == torch.float32
+
+
+def test_auto_compiles_on_cuda_where_there_is_triton(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert pick_compile("auto", CUDA) == (False, "eager (compile is off: no Triton here)")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert pick_compile("auto", CUDA) == (True, "compiled") and pick_compile(True, CPU) == (True, "compiled")
+
+
+# --- memory ---
+
+
+def test_the_peak_of_a_process_is_what_it_held_at_most_in_mib():
+    torch.ones(2**26)  # 256 MiB, freed at once
+    assert 256 < peak_memory(CPU) < 2**17
+
+
+def test_the_budget_is_what_is_free_or_ours_within_a_cap_less_headroom(monkeypatch):
+    card = Card(torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * GIB, 8 * GIB))  # the desktop has 1.5
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: GIB // 2)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: fraction)
+    fraction = 1.0
+    assert card.budget() == pytest.approx((6.5 - 0.8) * GIB)
+    fraction = 0.5
+    assert card.budget() == pytest.approx((4 - 0.4) * GIB)
+    monkeypatch.delattr(torch.cuda, "get_per_process_memory_fraction")  # torch 2.6
+    assert card.budget() == pytest.approx((6.5 - 0.8) * GIB)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_freed_memory_is_kept():
+    code = """
+import resource, torch
+from wiggle.device import keep_freed_memory
+
+keep_freed_memory(torch.device("cpu"))
+for turn in range(11):
+    held = [torch.ones(6_000_000) for _ in range(6)]  # 24 MB each
+    if turn == 2:  # it has all that it needs
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    del held
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 100  # pages; by itself glibc gives back and takes anew a third of a million
