@@ -21,7 +21,7 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from kernels.oscillation import backend
+from kernels import oscillation
 from model_bio import GPT, GPTConfig, model_args, stable_seed
 from wiggle import blowup, checkpoint, configurator, corpora, custom_neuron, errors
 from wiggle.batch_size import choose_batch_size
@@ -202,7 +202,7 @@ def check_resumable(config, resumed, data, say):
             )
     if old.sequences_per_step != new.sequences_per_step:
         raise UserError(f"{new.sequences_per_step} sequences a step cannot resume a run with {old.sequences_per_step}")
-    if data.identity != resumed["dataset"]:
+    if data.identity != resumed["dataset"] or data.tokenizer != resumed.get("tokenizer", data.tokenizer):
         raise UserError(f"dataset {config.dataset} is not the one that the run in {config.out_dir} was trained on")
     before, after = asdict(old) | {"init_from": ""}, asdict(new) | {"init_from": ""}
     changed = [f"{key} {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
@@ -225,8 +225,8 @@ def announce(config, model, data, machine, say):
     say(f"data      {config.dataset}: {train_tokens} {unit} to train on, {val_tokens} to validate, "
         f"vocabulary {data.tokenizer['vocab_size']:,}")  # fmt: skip
     say(f"model     {model.describe()}, {model.flops_per_token() / 1e6:.1f} MFLOP a token")
-    oscillation = f", oscillation by {backend(machine.device)}" if config.mlp == "bio" else ""
-    say(f"device    {machine}{oscillation}")
+    kernel = f", oscillation by {oscillation.backend(machine.device)}" if config.mlp == "bio" else ""
+    say(f"device    {machine}{kernel}")
 
 
 # --- build: on the device ---

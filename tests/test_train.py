@@ -16,7 +16,7 @@ import torch
 import train as train_module
 from model_bio import GPT
 from train import TrainConfig, train
-from wiggle import checkpoint
+from wiggle import checkpoint, corpora
 from wiggle.dataset import Dataset
 from wiggle.errors import UserError
 from wiggle.evaluation import evaluate
@@ -189,6 +189,16 @@ def test_resume_names_what_may_not_change_and_lists_what_did(tiny, capsys):
         tiny(init_from="resume", max_iters=9, batch_size=8, gradient_accumulation_steps=1, lr_schedule="constant")
     )
     assert result.steps == 9 and "max_iters 6 -> 9" in capsys.readouterr().out
+
+
+def test_a_text_with_the_same_ids_and_other_characters_is_another_dataset(tiny, tmp_path):
+    first = train(tiny())
+    text = (Path(tiny().data_dir).parent / "tiny.txt").read_text()
+    (tmp_path / "tiny.txt").write_text(text.translate(str.maketrans("abcdefgh", "ijklmnop")))
+    corpora.prepare(str(tmp_path / "tiny.txt"), data_dir=str(tmp_path / "data"))
+    with pytest.raises(UserError, match="is not the one that the run in"):
+        train(tiny(init_from="resume", max_iters=9, data_dir=str(tmp_path / "data")))
+    assert checkpoint.read(Path(first.out_dir) / "ckpt.pt")["iter_num"] == 6
 
 
 def test_a_run_in_a_used_folder_moves_the_old_one_aside(tiny):
