@@ -69,13 +69,6 @@ def test_files_that_cannot_be_run_are_refused_in_a_sentence(tmp_path):
         custom_neuron.load_neuron("mine.txt:Wave")
 
 
-def test_a_file_is_known_to_have_been_edited(wave):
-    neuron = custom_neuron.load_neuron(f"{wave}:Wave")
-    assert custom_neuron.file_has_hash(neuron.mlp, neuron.sha256)
-    wave.write_text(WAVE + "# edited\n")
-    assert not custom_neuron.file_has_hash(neuron.mlp, neuron.sha256)
-
-
 def test_own_neurons_start_by_seed_and_name_and_share_the_rest(wave):
     spec = f"{wave}:Wave"
     shape = {"block_size": 8, "vocab_size": 20, "n_layer": 2, "n_head": 1, "n_embd": 8}

@@ -69,7 +69,9 @@ def load_neuron(mlp: str, features: int | None = None) -> Neuron | None:
     """
     if mlp in MLPS:
         return None
-    file, name = split_name(mlp)
+    file, _, name = mlp.rpartition(":")
+    if not (file.endswith(".py") and name.isidentifier()):
+        raise UserError(f"{mlp!r} names no neuron: write file.py:ClassName")
     text = read_bytes(file)
     sha256 = hashlib.sha256(text).hexdigest()
     module = types.ModuleType(f"neuron_{sha256[:16]}")
@@ -84,19 +86,6 @@ def load_neuron(mlp: str, features: int | None = None) -> Neuron | None:
     if features is not None:
         neuron.try_at(features)
     return neuron
-
-
-def split_name(mlp: str) -> tuple[str, str]:
-    """'file.py:Name' -> (file, class name). Raises UserError for anything else."""
-    file, _, name = mlp.rpartition(":")
-    if not (file.endswith(".py") and name.isidentifier()):
-        raise UserError(f"{mlp!r} names no neuron: write file.py:ClassName")
-    return file, name
-
-
-def file_has_hash(mlp: str, sha256: str) -> bool:
-    """Whether the file of 'file.py:Name' still has the bytes of this SHA-256. Raises UserError where it is gone."""
-    return hashlib.sha256(read_bytes(split_name(mlp)[0])).hexdigest() == sha256
 
 
 @contextlib.contextmanager
