@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model_bio import GPT
 
@@ -20,7 +20,8 @@ def configure_optimizer(
     """
     The optimizer of a model: 'adamw', 'adafactor' or 'muon'.
 
-    Matrices and embeddings are decayed; biases, norms, ω, φ, b, g, o, a and β are not.
+    Matrices and embeddings are decayed; biases, norms, and what neurons learn of each feature (ω, φ, b, g, o, a, β) are
+    not. device_type: 'cuda', 'cpu' or 'mps'. Raises ValueError for an unknown optimizer_type.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -46,15 +47,15 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     Matrices near g whose singular values are all near 1, by a quintic Newton-Schulz iteration (Jordan et al., 2024):
     X <- P X with P = 3.4445 - 4.7750 G + 2.0315 G², G = X Xᵀ.
 
-    g: (n, rows, columns) -> same shape and dtype. On CUDA it runs in bfloat16, which suffices; on a CPU in float32,
-    since most CPUs only emulate bfloat16: torch.optim.Muon, which always takes it, is many times slower there.
+    g: (n, rows, columns) -> same shape and dtype. On CUDA the iteration runs in bfloat16, which suffices; on a CPU in
+    float32, since most CPUs only emulate bfloat16: torch.optim.Muon, which always takes it, is many times slower there.
 
-    Float32 also allows to iterate on G, the small matrix, alone: G <- P G P and Q <- P Q, then X <- Q X once. That is
-    the same iteration in half the work for X of 1:4. In bfloat16 G's rounding errors would grow with it.
+    In float32 the small matrix G can be iterated alone: G <- P G P and Q <- P Q, then X <- Q X once. That is the same
+    iteration in half the work for X of 1:4. In bfloat16 the rounding errors of G would grow from step to step.
     """
     x = g.bfloat16() if g.is_cuda else g.float()
     tall = x.size(-2) > x.size(-1)
-    x = x.mT if tall else x  # the smaller Gram matrix
+    x = x.mT if tall else x  # so that X Xᵀ is the smaller one of its two Gram matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     if g.is_cuda or x.size(-2) == x.size(-1):
         for _ in range(steps):
@@ -73,7 +74,7 @@ def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
 
 
 def quadratic(gram: Tensor) -> Tensor:
-    """-4.7750·G + 2.0315·G² of each matrix G."""
+    """-4.7750·G + 2.0315·G² of each matrix G, (n, rows, rows) -> same."""
     return torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
 
 
@@ -81,32 +82,42 @@ class Muon(torch.optim.Optimizer):
     """
     Momentum whose update is orthogonalised: W <- (1 - lr·decay)·W - lr·0.2·sqrt(max(rows, columns))·O(momentum).
 
-    The factor makes updates as large as AdamW's, so that one learning rate and decay serve both (Liu et al., 2025). Of
-    AdamW's two moments a matrix keeps one. betas[0] is the momentum, in Nesterov's form, of both.
+    The factor makes updates as large as AdamW's, so that one learning rate and decay serve both (Liu et al., 2025). A
+    matrix keeps one moment where AdamW keeps two. betas[0] is the momentum, in Nesterov's form, and AdamW's first beta.
 
-    matrices: parameters with two dimensions. rest: parameter groups for torch's AdamW. On a card a step that must not
-    be taken is told by `found_inf`, as torch's fused optimizers are, so that the host need not wait to know.
+    matrices: parameters with two dimensions. rest: parameter groups for torch's AdamW. On a card the attribute
+    `found_inf` says whether to skip a step, as for torch's fused optimizers, so that the host need not wait to know.
     """
 
-    def __init__(self, matrices, rest, lr, betas, weight_decay, fused):
+    def __init__(
+        self,
+        matrices: list[nn.Parameter],
+        rest: list[dict],
+        lr: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        fused: bool,
+    ):
         self.adamw = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=fused)
         super().__init__([{"params": matrices, "weight_decay": weight_decay, "momentum": betas[0]}], {"lr": lr})
         self.param_groups += self.adamw.param_groups
-        self.adamw.state = self.state  # one state, so that a checkpoint holds both
-        self._step_supports_amp_scaling = any(p.is_cuda for p in matrices)  # the name that GradScaler looks for
+        self.adamw.state = self.state  # one state for both, so that a checkpoint holds both
+        self._step_supports_amp_scaling = any(p.is_cuda for p in matrices)  # the attribute that GradScaler looks for
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take the momentum of matrices, and AdamW's state of the rest."""
         super().load_state_dict(state_dict)
         self.adamw.param_groups, self.adamw.state = self.param_groups[1:], self.state
 
     @torch.no_grad()
-    def step(self):
+    def step(self) -> None:
+        """Move the matrices against their orthogonalised momentum, and the rest as AdamW does."""
         group, rate = self.param_groups[0], self.param_groups[0]["lr"]
         skip = self.found_inf > 0 if self._step_supports_amp_scaling else None
         if skip is not None:
             rate = rate * ~skip  # a step of length 0 along the momentum, which stays what it is
             self.adamw.grad_scale, self.adamw.found_inf = None, self.found_inf
-        alike = defaultdict(list)  # matrices of one shape are orthogonalised together
+        alike = defaultdict(list)  # by shape: matrices of one shape are orthogonalised together
         for parameter in group["params"]:
             if parameter.grad is not None:
                 alike[parameter.shape].append(parameter)
