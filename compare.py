@@ -34,6 +34,7 @@ from experiment.arms import (
     spell,
 )
 from experiment.ledger import Ledger, Run, key_of, make_run, settings_of, swept_value
+from experiment.nonlinearity import notes_on_starts
 from experiment.workers import (
     FIRST_STEPS,
     VALIDATION_BLOCK,
@@ -373,6 +374,16 @@ def carry_out(study: Study, ledger: Ledger, identity: dict, costs: dict[str, Arm
     return comparisons, tunings, failed
 
 
+def nothing_to_report(study: Study, ledger: Ledger, tunings: dict[str, Tuning], failed: list[Run]) -> str:
+    """The sentence that says why no report is written."""
+    what = f"{len(failed)} runs failed, and no" if failed else "no"
+    why = ""
+    if study.swept and not all(tuning.losses for tuning in tunings.values()):
+        tuned = sum(bool(tuning.losses) for tuning in tunings.values())
+        why = f" ({tuned} of {len(tunings)} arms are tuned with --tuning_seeds={study.options.tuning_seeds})"
+    return f"{what} reporting run of this command is finished in {ledger.path}{why}: no report is written"
+
+
 def compare(study: Study, argv: list[str]) -> None:
     """Do what is missing of a study and write its report. Raises UserError where a run failed."""
     data = prepare_data(study)
@@ -386,11 +397,9 @@ def compare(study: Study, argv: list[str]) -> None:
         raise
     notes = [note for comparison in comparisons for note in notes_on_edges(study, comparison)]
     notes += [note for comparison in comparisons for note in notes_on_seeds(study, comparison)]
+    notes += [note for comparison in comparisons for note in notes_on_starts(comparison.results)]
     if not any(result.runs for result in comparisons[0].results):
-        failures = f"{len(failed)} runs failed, and " if failed else ""
-        raise UserError(
-            f"{failures}no reporting run of this command is finished in {ledger.path}: no report is written"
-        )
+        raise UserError(nothing_to_report(study, ledger, tunings, failed))
     from experiment import report  # after the runs: their processes import this file, and need no matplotlib
 
     for line in report.write(study, comparisons, tunings, notes, argv):

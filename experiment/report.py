@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from experiment.arms import ArmResult, Comparison, Point, Study, Tuning, at_point, spell
+from experiment.nonlinearity import nonlinearity_section
 from experiment.pictures import draw_curves, draw_forest
 from experiment.statistics import (
     ALPHA,
@@ -213,6 +214,7 @@ def markdown(
     diverged = any("diverged" in line for section in sections for line in section.lines)
     text += [DIVERGED, ""] if diverged else []
     text += power_section(study, best)
+    text += nonlinearity_section(best.comparison.results)
     if study.swept:
         text += tuning_section(study, best.comparison, tunings)
     text += ["![validation loss by tokens](curves.png)", "", "![differences to the control](forest.png)", ""]
@@ -226,6 +228,7 @@ def markdown(
         ]
         text += [*verdicts(study, section.lines), "", *big_table(study, section.lines), ""]
         text += [f"![differences to the control at {where}](forest{section.suffix}.png)", ""]
+        text += nonlinearity_section(section.comparison.results)
     text += ["## How it was made", "", "```", shlex.join(["python", "compare.py", *argv]), "```", ""]
     commands = [command(study, result) for result in best.comparison.results]
     text += ["One run of each arm alone:", "", "```", *commands, "```", ""]
