@@ -348,6 +348,34 @@ def notes_on_seeds(study: Study, comparison: Comparison) -> list[str]:
     return notes
 
 
+def notes_on_folder(study: Study, ledger: Ledger, looked_at: str) -> list[str]:
+    """Sentences on what else was run in this folder, and on earlier looks. looked_at: see key_of_looks."""
+    reporting = [record for (kind, _), record in ledger.records.items() if kind == "reporting"]
+    others = sorted({record["arm"] for record in reporting} - {arm.name for arm in study.arms})
+    notes = [f"{ledger.path.name} holds reporting runs of other arms too: {', '.join(others)}"] if others else []
+    looks = ledger.get("looks", looked_at) or {"seeds": []}
+    fewer = [str(seeds) for seeds in looks["seeds"] if seeds < len(study.seeds["reporting"])]
+    if fewer:
+        notes.append(
+            f"these arms were judged with {' and '.join(fewer)} seeds before: seeds that are added after a look make "
+            "false verdicts more frequent than 5 % (five looks make them 19 %)"
+        )
+    return notes
+
+
+def key_of_looks(study: Study, identity: dict) -> str:
+    """What the reports on these arms are known by, whatever the number of their seeds."""
+    arms = [key_of(settings_of(replace(arm.config, seed=0), arm.neuron, identity)) for arm in study.arms]
+    return key_of({"arms": arms, "swept": {key: list(map(spell, values)) for key, values in study.swept.items()}})
+
+
+def record_look(study: Study, ledger: Ledger, looked_at: str) -> None:
+    """Keep how many seeds a finished report of these arms had, so that a later one can tell."""
+    seeds, looks = len(study.seeds["reporting"]), ledger.get("looks", looked_at) or {"seeds": []}
+    if seeds not in looks["seeds"]:
+        ledger.add("looks", looked_at, seeds=[*looks["seeds"], seeds])
+
+
 def carry_out(study: Study, ledger: Ledger, identity: dict, costs: dict[str, ArmCost]) -> tuple[list, dict, list]:
     """Do what is missing, unless --report asks for none -> (comparisons, tunings by arm, failed runs)."""
     options, everywhere = study.options, {arm.name: study.points for arm in study.arms}
@@ -397,6 +425,8 @@ def compare(study: Study, argv: list[str]) -> None:
         raise
     notes = [note for comparison in comparisons for note in notes_on_edges(study, comparison)]
     notes += [note for comparison in comparisons for note in notes_on_seeds(study, comparison)]
+    looked_at = key_of_looks(study, data.identity)
+    notes += notes_on_folder(study, ledger, looked_at)
     notes += [note for comparison in comparisons for note in notes_on_starts(comparison.results)]
     if not any(result.runs for result in comparisons[0].results):
         raise UserError(nothing_to_report(study, ledger, tunings, failed))
@@ -404,6 +434,8 @@ def compare(study: Study, argv: list[str]) -> None:
 
     for line in report.write(study, comparisons, tunings, notes, argv):
         print_line(line)
+    if not (failed or study.options.report):
+        record_look(study, ledger, looked_at)
     if failed:
         raise UserError(f"{len(failed)} runs failed, the others are kept: the same command tries them again")
 
