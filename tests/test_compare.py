@@ -257,6 +257,8 @@ def test_report_that_would_be_empty_leaves_the_one_that_is_there(words, tmp_path
     other = ["--vary=mlp=gelu,silu", "--weight_decay=0.3", f"--out_dir={tmp_path / 'out'}", "--report"]
     assert "no reporting run of this command is finished" in refused(capsys, [*words, *other])
     assert (tmp_path / "out" / "report.md").read_bytes() == before
+    swept = ["--vary=mlp=gelu,relu", "--sweep=learning_rate=1e-3,1e-2", f"--out_dir={tmp_path / 'out'}", "--report"]
+    assert "(0 of 2 arms are tuned with --tuning_seeds=2)" in refused(capsys, [*words, *swept])
 
 
 def test_steps_that_vary_are_not_called_equal(words, tmp_path):
@@ -376,6 +378,27 @@ def test_a_second_sweep_goes_on_from_the_runs_of_the_first(words, tmp_path, call
     begun = len(calls)
     experiment(words, tmp_path / "out", *GRID, "--tuning_seeds=1", seeds=1)
     assert {c.c_fc_std for c in calls[begun:] if c.seed == 2337} == {"unit"}
+
+
+# --- what else was looked at ---
+
+
+def test_seeds_that_are_added_after_a_report_are_marked(words, tmp_path):
+    looked = "these arms were judged with"
+    experiment(words, tmp_path / "out", seeds=1)
+    experiment(words, tmp_path / "out", seeds=1)
+    assert looked not in (tmp_path / "out" / "report.md").read_text()
+    experiment(words, tmp_path / "out", seeds=2)
+    assert f"{looked} 1 seeds before" in (tmp_path / "out" / "report.md").read_text()
+    experiment(words, tmp_path / "out", vary="mlp=gelu,silu", seeds=2)
+    assert looked not in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_report_names_other_arms_of_its_folder(words, tmp_path):
+    experiment(words, tmp_path / "out", vary="mlp=gelu,silu", seeds=1)
+    assert "other arms" not in (tmp_path / "out" / "report.md").read_text()
+    experiment(words, tmp_path / "out", seeds=1)
+    assert "runs.jsonl holds reporting runs of other arms too: silu" in (tmp_path / "out" / "report.md").read_text()
 
 
 # --- what may happen to a study from outside ---
