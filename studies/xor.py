@@ -23,8 +23,8 @@ from model_bio import OscillatingNeuron
 
 CORNERS = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
 TARGETS = torch.tensor([[0.0], [1.0], [1.0], [0.0]])
-TOLERANCE = 0.25  # solved: all four outputs closer than this to their targets, twice as close as the right side of 0.5
-SEEDS = range(100)  # recipes were chosen on seeds from 1000 on
+TOLERANCE = 0.25  # a seed counts as solved if all four outputs are closer than this to their targets (0.5 decides them)
+SEEDS = range(100)  # the recipes were chosen on other seeds, from 1000 on
 ACTIVATIONS = {"oscillation": None, "relu": nn.ReLU(), "tanh": nn.Tanh(), "gelu": nn.GELU(), "silu": nn.SiLU()}
 
 
@@ -32,21 +32,21 @@ ACTIVATIONS = {"oscillation": None, "relu": nn.ReLU(), "tanh": nn.Tanh(), "gelu"
 class Recipe:
     """How every activation is trained: Adam at a constant rate on the mean squared error of the four corners."""
 
-    centred: bool = False  # inputs at ±1 instead of 0 and 1
-    zero_bias: bool = False  # b = 0 at the start instead of torch's U(±1/√fan_in), from which w comes in any case
+    centred: bool = False  # whether the inputs are ±1 instead of 0 and 1
+    zero_bias: bool = False  # whether b starts at 0 instead of torch's U(±1/√fan_in), which w is drawn from in any case
     steps: int = 1000
     lr: float = 0.05
 
 
-# From plain to defended, one change at a time. Centred inputs are textbook advice (LeCun and others, "Efficient
-# BackProp", 1998, section 4.3) and b = 0 is how GPT-2 starts. Together they put z = 0, where f bends, amid the data.
-# Neither changes which functions a neuron can compute, only where its training begins.
+# The recipes lead from plain to defended, one change at a time. Centred inputs are textbook advice (LeCun and others,
+# "Efficient BackProp", 1998, section 4.3), and b = 0 is how GPT-2 starts. Together they spread the data around z = 0,
+# where f bends. Neither changes which functions a neuron can compute, only where its training begins.
 RECIPES = {"plain": Recipe(), "centred": Recipe(centred=True), "zero_bias": Recipe(zero_bias=True)}
 RECIPES["defended"] = Recipe(centred=True, zero_bias=True)
 
 
 def start(seed, recipe):
-    """ω, φ, w, b of one neuron: a function of the seed and the recipe, the same w and b for every activation."""
+    """Draw ω, φ, w and b of one neuron from the seed and the recipe alone: w and b are the same for all activations."""
     torch.manual_seed(seed)
     neuron, linear = OscillatingNeuron(1), nn.Linear(2, 1)
     if recipe.zero_bias:
@@ -64,7 +64,7 @@ class SingleNeurons(nn.Module):
             self.f = ACTIVATIONS[activation] or OscillatingNeuron(len(seeds))
         if activation == "oscillation":
             self.f.load_state_dict({"omega": omega, "phi": phi, "baseline": torch.zeros(len(seeds))})
-            self.f.baseline.requires_grad_(False)  # stays 0: c stands for it
+            self.f.baseline.requires_grad_(False)  # the baseline stays 0, since the offset c does its job
         self.w, self.b = nn.Parameter(weight), nn.Parameter(bias)
         self.a = nn.Parameter(torch.ones(len(seeds)), requires_grad=learned_scale)
         self.c = nn.Parameter(torch.zeros(len(seeds)))
@@ -76,7 +76,7 @@ class SingleNeurons(nn.Module):
 
 
 def train(activation, learned_scale, recipe, seeds=SEEDS):
-    """Trained neurons. Adam works element by element and the loss is a sum over seeds: no seed feels another."""
+    """Train a neuron a seed. Seeds stay independent: Adam works elementwise, and the loss is a sum over seeds."""
     neurons = SingleNeurons(activation, learned_scale, recipe, seeds)
     optimizer = torch.optim.Adam([p for p in neurons.parameters() if p.requires_grad], lr=recipe.lr)
     for _ in range(recipe.steps):
@@ -87,7 +87,7 @@ def train(activation, learned_scale, recipe, seeds=SEEDS):
 
 
 def wilson(successes, trials, z=1.96):
-    """95 % interval of a share, in per cent (Wilson 1927): it keeps its width at 0 and at 100 %."""
+    """The 95 % score interval of a share, in per cent (Wilson, 1927), which has a width at 0 and at 100 % too."""
     share, shrink = successes / trials, 1 + z * z / trials
     middle = (share + z * z / (2 * trials)) / shrink
     half = z / shrink * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
@@ -96,7 +96,7 @@ def wilson(successes, trials, z=1.96):
 
 @torch.no_grad()
 def measure(neurons):
-    """One cell of the table: seeds solved, seeds with all corners merely on the right side of 0.5, errors."""
+    """Fill a table cell: seeds solved, seeds with all outputs at least on the right side of 0.5, squared errors."""
     errors = (neurons(CORNERS) - TARGETS).abs()
     worst, mse = errors.amax(0), errors.square().mean(0)
     solved, right_side = (int((worst < limit).sum()) for limit in (TOLERANCE, 0.5))
@@ -107,7 +107,7 @@ def measure(neurons):
 
 @torch.no_grad()
 def draw(neurons, path):
-    """Left: the activations. Right: the output of the first of the neurons over the plane, and where it crosses 0.5."""
+    """Draw the activations (left) and the first neuron's output over the plane, with the line of y = 0.5 (right)."""
     figure = Figure(figsize=(10, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     z, below = torch.linspace(-6, 6, 601), {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "frameon": False}
@@ -132,7 +132,7 @@ def draw(neurons, path):
 def main():
     folder = Path(__file__).resolve().parents[1] / "results" / "xor"
     folder.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)  # for tensors this small a second thread costs ten times the time where cores are busy
+    torch.set_num_threads(1)  # with tensors this small, a second thread takes ten times as long on a busy machine
     print(f"seeds solved of {len(SEEDS)}, 95 % Wilson interval; solved: all four corners within {TOLERANCE} of 0 or 1")
     print(f"{'activation':<12}{'scale':<8}", *(f"{recipe:<19}" for recipe in RECIPES))
     rows = []

@@ -1,10 +1,11 @@
 """
 A single neuron on XOR (studies/xor.py), on the seeds and with the recipe that results/xor reports.
 
-The zeros are theorems, not luck. (0, 0) and (1, 1) have the same mean z = w·x + b as (0, 1) and (1, 0), so along z one
-pair lies between the other: low, high, high, low or the reverse. Solved means low below 0.25 and high above 0.75, so f
-must rise and fall, each by more than 0.5/|a|. ReLU and tanh never fall: least squares brings them to 1/6 at best, with
-three corners at 1/3 and one at 1. GELU falls by 0.170 and SiLU by 0.278: too little, unless a learned a enlarges it.
+Where no seed is expected to solve XOR, none can. (0, 0) and (1, 1) have the same mean z = w·x + b as (0, 1) and (1, 0),
+so along z one pair lies between the other: the targets read low, high, high, low or the reverse. Solved means low below
+0.25 and high above 0.75, so f must rise and fall, each by more than 0.5/|a|. ReLU and tanh never fall: their mean
+squared error is 1/6 at best, with three corners at 1/3 and one at 1. GELU falls by 0.170 and SiLU by 0.278, which is
+too little unless a learned scale a enlarges it.
 """
 
 import functools
@@ -18,7 +19,7 @@ from studies.xor import ACTIVATIONS, RECIPES, SingleNeurons, measure, train, wil
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """For tensors this small a second thread costs ten times the time where cores are busy."""
+    """With tensors this small, a second thread takes ten times as long on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -50,11 +51,11 @@ def test_non_monotone_neuron_learns_xor_only_with_a_scale(activation, fall):
     f = ACTIVATIONS[activation](torch.linspace(-20, 20, 40_001))
     assert f.diff().clamp(max=0).sum().item() == pytest.approx(-fall, abs=1e-3)
     assert xor_result(activation, False)["solved"] == 0
-    assert xor_result(activation, True)["solved"] >= 95  # 100 when it was measured
+    assert xor_result(activation, True)["solved"] >= 95  # all 100 did when this was written
 
 
 def test_xor_plain_recipe_leaves_seeds_unsolved():
-    assert 60 <= measure(train("oscillation", False, RECIPES["plain"]))["solved"] <= 95  # 79 when it was measured
+    assert 60 <= measure(train("oscillation", False, RECIPES["plain"]))["solved"] <= 95  # 79 did when this was written
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
