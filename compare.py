@@ -28,13 +28,12 @@ from experiment.arms import (
     Point,
     Study,
     Tuning,
-    at_edge,
     parse_also,
     plan_arms,
     spell,
 )
-from experiment.ledger import Ledger, Run, key_of, make_run, settings_of, swept_value
-from experiment.nonlinearity import notes_on_starts
+from experiment.ledger import Ledger, Run, key_of, key_of_looks, make_run, record_look, settings_of, swept_value
+from experiment.notes import find_notes
 from experiment.workers import (
     FIRST_STEPS,
     VALIDATION_BLOCK,
@@ -320,62 +319,6 @@ def collect(study: Study, ledger: Ledger, costs: dict[str, ArmCost], runs: list[
     return results
 
 
-def notes_on_edges(study: Study, comparison: Comparison) -> list[str]:
-    """A sentence for each arm's best value that is the smallest or the largest of a sweep."""
-    notes = []
-    where = f" at {comparison.where}" if comparison.where else ""
-    for result in comparison.results:
-        for key in at_edge(study, result.arm, result.point) if result.point else []:
-            value = spell(dict(zip(study.swept, result.point, strict=True))[key])
-            if f"{key}={value}" != comparison.where:
-                notes.append(f"{key} {value}, {result.arm.name}'s best{where}, is at the edge of the sweep: widen it")
-    return notes
-
-
-def notes_on_seeds(study: Study, comparison: Comparison) -> list[str]:
-    """A sentence for each arm of which reporting seeds are missing or diverged."""
-    notes, planned = [], len(study.seeds["reporting"])
-    where = f" at {comparison.where}" if comparison.where else ""
-    for result in comparison.results:
-        name = result.arm.name + where
-        diverged = [str(seed) for seed, record in result.runs.items() if record["loss"] is None]
-        if diverged and result is comparison.results[0]:
-            notes.append(f"{name}, the control, diverged with seed {', '.join(diverged)}: no arm gets a verdict")
-        elif diverged:
-            notes.append(f"{name} diverged with seed {', '.join(diverged)}, which counts against it")
-        if len(result.runs) < planned:
-            notes.append(f"{name} has {len(result.runs)} of {planned} reporting runs")
-    return notes
-
-
-def notes_on_folder(study: Study, ledger: Ledger, looked_at: str) -> list[str]:
-    """Sentences on what else was run in this folder, and on earlier looks. looked_at: see key_of_looks."""
-    reporting = [record for (kind, _), record in ledger.records.items() if kind == "reporting"]
-    others = sorted({record["arm"] for record in reporting} - {arm.name for arm in study.arms})
-    notes = [f"{ledger.path.name} holds reporting runs of other arms too: {', '.join(others)}"] if others else []
-    looks = ledger.get("looks", looked_at) or {"seeds": []}
-    fewer = [str(seeds) for seeds in looks["seeds"] if seeds < len(study.seeds["reporting"])]
-    if fewer:
-        notes.append(
-            f"these arms were judged with {' and '.join(fewer)} seeds before: seeds that are added after a look make "
-            "false verdicts more frequent than 5 % (five looks make them 19 %)"
-        )
-    return notes
-
-
-def key_of_looks(study: Study, identity: dict) -> str:
-    """What the reports on these arms are known by, whatever the number of their seeds."""
-    arms = [key_of(settings_of(replace(arm.config, seed=0), arm.neuron, identity)) for arm in study.arms]
-    return key_of({"arms": arms, "swept": {key: list(map(spell, values)) for key, values in study.swept.items()}})
-
-
-def record_look(study: Study, ledger: Ledger, looked_at: str) -> None:
-    """Keep how many seeds a finished report of these arms had, so that a later one can tell."""
-    seeds, looks = len(study.seeds["reporting"]), ledger.get("looks", looked_at) or {"seeds": []}
-    if seeds not in looks["seeds"]:
-        ledger.add("looks", looked_at, seeds=[*looks["seeds"], seeds])
-
-
 def carry_out(study: Study, ledger: Ledger, identity: dict, costs: dict[str, ArmCost]) -> tuple[list, dict, list]:
     """Do what is missing, unless --report asks for none -> (comparisons, tunings by arm, failed runs)."""
     options, everywhere = study.options, {arm.name: study.points for arm in study.arms}
@@ -423,15 +366,12 @@ def compare(study: Study, argv: list[str]) -> None:
     except KeyboardInterrupt:
         print_line(f"stopped   the finished runs are in {ledger.path}: the same command goes on from here")
         raise
-    notes = [note for comparison in comparisons for note in notes_on_edges(study, comparison)]
-    notes += [note for comparison in comparisons for note in notes_on_seeds(study, comparison)]
-    looked_at = key_of_looks(study, data.identity)
-    notes += notes_on_folder(study, ledger, looked_at)
-    notes += [note for comparison in comparisons for note in notes_on_starts(comparison.results)]
     if not any(result.runs for result in comparisons[0].results):
         raise UserError(nothing_to_report(study, ledger, tunings, failed))
     from experiment import report  # after the runs: their processes import this file, and need no matplotlib
 
+    looked_at = key_of_looks(study, data.identity)
+    notes = find_notes(study, ledger, comparisons, looked_at)
     for line in report.write(study, comparisons, tunings, notes, argv):
         print_line(line)
     if not (failed or study.options.report):

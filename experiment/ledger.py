@@ -94,3 +94,16 @@ class Ledger:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def key_of_looks(study: Study, identity: dict) -> str:
+    """What the reports on these arms are known by, whatever the number of their seeds."""
+    arms = [key_of(settings_of(replace(arm.config, seed=0), arm.neuron, identity)) for arm in study.arms]
+    return key_of({"arms": arms, "swept": {key: list(map(spell, values)) for key, values in study.swept.items()}})
+
+
+def record_look(study: Study, ledger: Ledger, looked_at: str) -> None:
+    """Keep how many seeds a finished report of these arms had, so that a later one can tell."""
+    seeds, looks = len(study.seeds["reporting"]), ledger.get("looks", looked_at) or {"seeds": []}
+    if seeds not in looks["seeds"]:
+        ledger.add("looks", looked_at, seeds=[*looks["seeds"], seeds])

@@ -1,0 +1,56 @@
+"""What a reader of a report must be warned of, a sentence each."""
+
+from experiment.arms import Comparison, Study, at_edge, spell
+from experiment.ledger import Ledger
+from experiment.nonlinearity import notes_on_starts
+
+
+def find_notes(study: Study, ledger: Ledger, comparisons: list[Comparison], looked_at: str) -> list[str]:
+    """All sentences, in the order of the report. looked_at: see ledger.key_of_looks."""
+    notes = [note for comparison in comparisons for note in notes_on_edges(study, comparison)]
+    notes += [note for comparison in comparisons for note in notes_on_seeds(study, comparison)]
+    notes += notes_on_folder(study, ledger, looked_at)
+    return notes + [note for comparison in comparisons for note in notes_on_starts(comparison.results)]
+
+
+def notes_on_edges(study: Study, comparison: Comparison) -> list[str]:
+    """A sentence for each arm's best value that is the smallest or the largest of a sweep."""
+    notes = []
+    where = f" at {comparison.where}" if comparison.where else ""
+    for result in comparison.results:
+        for key in at_edge(study, result.arm, result.point) if result.point else []:
+            value = spell(dict(zip(study.swept, result.point, strict=True))[key])
+            if f"{key}={value}" != comparison.where:
+                notes.append(f"{key} {value}, {result.arm.name}'s best{where}, is at the edge of the sweep: widen it")
+    return notes
+
+
+def notes_on_seeds(study: Study, comparison: Comparison) -> list[str]:
+    """A sentence for each arm of which reporting seeds are missing or diverged."""
+    notes, planned = [], len(study.seeds["reporting"])
+    where = f" at {comparison.where}" if comparison.where else ""
+    for result in comparison.results:
+        name = result.arm.name + where
+        diverged = [str(seed) for seed, record in result.runs.items() if record["loss"] is None]
+        if diverged and result is comparison.results[0]:
+            notes.append(f"{name}, the control, diverged with seed {', '.join(diverged)}: no arm gets a verdict")
+        elif diverged:
+            notes.append(f"{name} diverged with seed {', '.join(diverged)}, which counts against it")
+        if len(result.runs) < planned:
+            notes.append(f"{name} has {len(result.runs)} of {planned} reporting runs")
+    return notes
+
+
+def notes_on_folder(study: Study, ledger: Ledger, looked_at: str) -> list[str]:
+    """Sentences on what else was run in this folder, and on earlier reports with fewer seeds."""
+    reporting = [record for (kind, _), record in ledger.records.items() if kind == "reporting"]
+    others = sorted({record["arm"] for record in reporting} - {arm.name for arm in study.arms})
+    notes = [f"{ledger.path.name} holds reporting runs of other arms too: {', '.join(others)}"] if others else []
+    looks = ledger.get("looks", looked_at) or {"seeds": []}
+    fewer = [str(seeds) for seeds in looks["seeds"] if seeds < len(study.seeds["reporting"])]
+    if fewer:
+        notes.append(
+            f"these arms were judged with {' and '.join(fewer)} seeds before: seeds that are added after a look make "
+            "false verdicts more frequent than 5 % (five looks make them 19 %)"
+        )
+    return notes
