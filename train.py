@@ -152,7 +152,7 @@ def prepare(config, neuron):
     model.limit_sampling(data.tokenizer["vocab_size"])
 
     if isinstance(neuron, Neuron):
-        custom_neuron.try_on_device(neuron, 4 * model.config.n_embd, machine.device, machine.dtype)
+        custom_neuron.try_in_run(neuron, model.config, machine.device, machine.dtype)
     announce(config, model, data, machine, say)
     for note in config.notes():
         say(f"note      {note}")
@@ -386,6 +386,8 @@ def train_step(model, guarded, data, config, step, lr, device, dtype, stopping=l
             model.require_backward_grad_sync = micro == micro_batches - 1  # once a step is enough
         with autocast(device, dtype):
             loss = model(x, y)[1] / micro_batches
+        if world > 1:
+            loss = loss + guarded.zero()
         guarded.scaler.scale(loss).backward()
         loss_sum += loss.detach()
     loss = mean_over_processes(loss_sum)

@@ -138,9 +138,21 @@ class Counting(nn.Module):
         return torch.relu(x) + 0.01 * torch.tanh(self.seen)
 
 
-@pytest.mark.parametrize("changes", [{"dropout": 0.2}, {"mlp": "own.py:Counting"}, {"optimizer_type": "muon"}])
+class Replacing(Counting):
+    """The same, with a new tensor for each count."""
+
+    def forward(self, x):
+        if self.training:
+            self.seen = self.seen + 1
+        return torch.relu(x) + 0.01 * torch.tanh(self.seen)
+
+
+NEURONS = {"own.py:Counting": Counting, "own.py:Replacing": Replacing}
+
+
+@pytest.mark.parametrize("changes", [{"dropout": 0.2}, *({"mlp": mlp} for mlp in NEURONS), {"optimizer_type": "muon"}])
 def test_auto_trains_as_the_number_that_it_finds(tiny, played, capsys, changes):
-    neuron = Counting if "mlp" in changes else None
+    neuron = NEURONS.get(changes.get("mlp"))
     changes = changes | {"max_blowup": None, "eval_iters": 0}
     given = train(tiny(batch_size=4, gradient_accumulation_steps=2, **changes), neuron)
     expected = checkpoint.read(Path(given.out_dir) / "ckpt.pt")

@@ -236,6 +236,16 @@ class SeesItsPlace(Neuron):
     def forward(self, x):
         return x * torch.arange(1, 1 + x.size(-2)).unsqueeze(-1)
 
+class LosesAPlace(Neuron):
+    def forward(self, x):
+        return x.squeeze().sin()
+
+class NeedsTwoTokens(Neuron):
+    def forward(self, x):
+        if x.size(-2) < 2:
+            raise RuntimeError("two")
+        return x
+
 class Draws(Neuron):
     def forward(self, x):
         return x + torch.rand_like(x)
@@ -352,7 +362,9 @@ def unfit(tmp_path_factory):
         ("LooksAtTheOtherSequence", MIXES.format("training")),
         ("BatchNorm", MIXES.format("training")),
         ("ScaledByTheBatch", MIXES.format("training")),
-        ("SeesItsPlace", "gives a token another output alone than beside others"),
+        ("SeesItsPlace", "gives a token another output at another place: it must see the token alone"),
+        ("LosesAPlace", r"must map \(1, 1, 96\) to the same shape, \(..., features\), but gives \(96,\)"),
+        ("NeedsTwoTokens", r"with 96 features fails in eval mode on a tensor of shape \(1, 1, 96\): RuntimeError: two"),
         ("Draws", TWO_OUTPUTS),
         ("DropsAlways", TWO_OUTPUTS),
         ("Remembers", TWO_OUTPUTS),
@@ -522,8 +534,17 @@ def test_a_constructor_may_read_numbers_wherever_models_are_only_counted(fit, ti
     assert checkpoint.load_model(config.out_dir, neuron=neuron)[0].config.mlp == config.mlp
 
 
-def test_a_neuron_is_tried_on_the_device_and_in_the_precision_of_the_run(fit):
-    neuron = custom_neuron.load_neuron(f"{fit}:ByNumpy", features=8)
-    custom_neuron.try_on_device(neuron, 8, torch.device("cpu"), torch.float32)
+def test_a_neuron_is_tried_on_the_device_and_in_the_precision_of_the_run(fit, tiny):
+    config = tiny(mlp=f"{fit}:ByNumpy", n_embd=16)
+    neuron = custom_neuron.load_neuron(config.mlp)
+    assert train(config, neuron).steps == 6
     with pytest.raises(UserError, match=r"fit\.py:ByNumpy fails on cpu in torch.bfloat16: TypeError: Got unsupported"):
-        custom_neuron.try_on_device(neuron, 8, torch.device("cpu"), torch.bfloat16)
+        train(replace(config, dtype="bfloat16"), neuron)
+
+
+def test_a_neuron_that_changes_its_buffers_is_not_recomputed(fit, tiny):
+    config = tiny(mlp=f"{fit}:Habituates", max_blowup=None)
+    neuron = custom_neuron.load_neuron(config.mlp)
+    assert train(config, neuron).steps == 6
+    with pytest.raises(UserError, match="changes its buffers in training, which gradient_checkpointing=True would do"):
+        train(replace(config, gradient_checkpointing=True), neuron)

@@ -1,6 +1,10 @@
 """Steps whose loss or gradient is not finite are skipped, and a run that cannot go on says so and keeps what it had."""
 
+import inspect
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,7 @@ import torch
 from torch import nn
 
 from model_bio import GPT, GPTConfig
-from tests.test_train import losses
+from tests.test_train import flags, losses
 from train import train
 from wiggle import checkpoint, device
 from wiggle.errors import UserError
@@ -16,6 +20,7 @@ from wiggle.guarded_step import GuardedOptimizer
 from wiggle.optimizers import configure_optimizer
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 
 
 def poison(monkeypatch, micro_batches, factor=math.nan):
@@ -154,6 +159,19 @@ def test_a_parameter_that_gets_no_gradient_in_some_steps_counts_as_zero(tiny, mo
     poison(monkeypatch, range(3, 1000))
     with pytest.raises(UserError, match="since step 4 loss or gradient norm was not finite"):
         train(tiny(gradient_accumulation_steps=1, max_skipped=2, **settings), DroppedLayer)
+
+
+@pytest.mark.slow
+def test_processes_wait_for_no_gradient_that_is_missing(tiny, tmp_path):
+    source = inspect.getsource(DroppedLayer)
+    (tmp_path / "own.py").write_text(f"import torch\nfrom torch import nn\n\n\n{source}")
+    config = tiny(mlp=f"{tmp_path / 'own.py'}:DroppedLayer", max_blowup=9.0, max_iters=12)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29514"]
+    command += [str(ROOT / "train.py"), *flags(config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in Path(config.out_dir, "metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines if "loss" in line] == [0] * 12
 
 
 def test_a_step_is_the_same_whether_a_gradient_is_missing_or_zero():

@@ -233,8 +233,8 @@ def test_on_a_card_the_sentence_says_how_much_would_fit(monkeypatch):
     assert sentence(monkeypatch, 6.5, batch_size=12) == (
         "out of memory on NVIDIA GeForce RTX 3070, where 6.5 GiB are to be had: batch_size=12 x block_size=1024 takes "
         "about 7.04 GiB (0.339 a sequence, 2.97 fixed); lower batch_size to 10 (gradient_accumulation_steps=48 keeps "
-        "the step; batch_size='auto' with tokens_per_step=491520 measures), set gradient_checkpointing=True "
-        "(about 3.12 GiB less), or lower block_size"
+        "the step; train.py measures it by batch_size='auto' and tokens_per_step=491520), set "
+        "gradient_checkpointing=True (about 3.12 GiB less), or lower block_size"
     )
     for room, size in ((5, 5), (2, 1), (20, 6)):  # with 20 the estimate says that 12 fit, but they did not
         assert f"lower batch_size to {size} " in sentence(monkeypatch, room, batch_size=12)

@@ -65,13 +65,13 @@ def measure_batch_size(
     if rank_and_world()[1] > 1:
         later += 4 * model.get_num_params(non_embedding=False)  # DistributedDataParallel's copy of the gradients
     peaks = StepPeaks(card, model, data, dtype, later)
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # a user's neuron may count what it sees
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # a user's neuron may count what it sees
     with torch.random.fork_rng([card.device] if card.device.type == "cuda" else []):
         peaks.at(1)  # loads kernels and libraries, which take some of the memory that is free
         budget = smallest_over_processes(card.budget())
         size = largest_fitting_divisor(sequences, peaks.at, budget)
-    for buffer, before in buffers:
-        buffer.copy_(before)
+    for name, buffer in model.named_buffers():  # asked for anew: a neuron may have put another tensor in its place
+        buffer.copy_(buffers[name])
     card.reset()
     one, taken = peaks.measured[1], peaks.measured[size]
     each = (taken - one) / max(1, size - 1)

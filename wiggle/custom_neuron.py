@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from model_bio import MLPS
+from model_bio import MLPS, GPTConfig
 from wiggle.device import autocast
 from wiggle.errors import UserError
 from wiggle.files import read_bytes
@@ -124,15 +124,22 @@ def try_neuron(mlp: str, build: Callable[[int], nn.Module], features: int) -> No
             check_state(mlp, first, other, x)
             for mode in ("training", "eval"):
                 check_tokens(mlp, first.train(mode == "training"), x, mode)
-            check_places(mlp, first, x)
+        check_places(mlp, first.eval(), x)
 
 
-def try_on_device(neuron: Neuron, features: int, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise UserError unless the neuron runs forward and backward on this device under autocast to this dtype."""
+def try_in_run(neuron: Neuron, config: GPTConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise UserError unless the neuron trains on this device under autocast to this dtype, as the model would."""
     with torch.random.fork_rng(devices=[]), explained(f"{neuron.mlp} fails on {device} in {dtype}"):
-        x = torch.randn(*SHAPE, features).to(device, dtype)
+        built = neuron(4 * config.n_embd).to(device)
+        x = torch.randn(*SHAPE, 4 * config.n_embd).to(device, dtype)
+        before = {name: buffer.clone() for name, buffer in built.named_buffers()}
         with autocast(device, dtype):
-            train_once(neuron.mlp, neuron(features).to(device), x)
+            train_once(neuron.mlp, built, x)
+        if config.gradient_checkpointing and any(differ(before[name], b, 0) for name, b in built.named_buffers()):
+            raise UserError(
+                f"{neuron.mlp} changes its buffers in training, which gradient_checkpointing=True would do twice a "
+                "step, and with other gradients: set it to False"
+            )
 
 
 def seeded(seed: int, function: Callable, *arguments):
@@ -231,8 +238,16 @@ def output_from(neuron: nn.Module, state: dict[str, Tensor], leaf: Tensor) -> Te
 
 
 def check_places(mlp: str, neuron: nn.Module, x: Tensor) -> None:
-    """A token alone must give what it gives beside others: text is generated token by token."""
+    """A token must give the same wherever it stands, alone as well: text is generated token by token."""
+    tokens, features = x.shape[:-1].numel(), x.size(-1)
     with torch.no_grad():
-        alone = [neuron.eval()(token.view(1, 1, -1).clone()) for token in x.flatten(0, 1)]
-        if differ(neuron(x.clone()), torch.cat(alone).view_as(x), RESHAPED):
-            raise UserError(f"{mlp} gives a token another output alone than beside others: it must not see its place")
+        expected = neuron(x.clone()).flatten(0, 1)  # (tokens, F)
+        for shape in ((1, 1, features), (tokens, 1, features), (1, tokens, features)):
+            these = x.reshape(tokens, features)[: shape[0] * shape[1]]
+            with explained(f"{mlp} with {features} features fails in eval mode on a tensor of shape {shape}"):
+                y = neuron(these.reshape(shape).clone())
+            if y.shape != shape:
+                got = tuple(y.shape)
+                raise UserError(f"{mlp} must map {shape} to the same shape, (..., features), but gives {got}")
+            if differ(expected[: len(these)], y.view_as(these), RESHAPED):
+                raise UserError(f"{mlp} gives a token another output at another place: it must see the token alone")

@@ -29,7 +29,8 @@ def out_of_memory_advice(config: TrainConfig, model: GPT, device: torch.device, 
         room = Card(device).budget()
         where = f"{torch.cuda.get_device_name(device)}, where {room / GIB:.1f} GiB are to be had"
         fits = max(1, int((room - takes.fixed) // takes.sequence))
-        measured = f"; batch_size='auto' with tokens_per_step={config.sequences_per_step * config.block_size} measures"
+        tokens = config.sequences_per_step * config.block_size
+        measured = f"; train.py measures it by batch_size='auto' and tokens_per_step={tokens}"
     if batch > 1:
         most = fits if fits < batch else batch // 2  # an estimate by which all fits is wrong
         size = max(size for size in divisors(config.sequences_per_step // rank_and_world()[1]) if size <= most)
