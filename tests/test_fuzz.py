@@ -81,8 +81,8 @@ FILE = st.one_of(
 CALM = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
-def check(cls, argv):
-    """A valid instance of cls, or one sentence."""
+def read_or_refuse(cls, argv):
+    """Fail unless the arguments make a valid instance of cls, or a UserError of one sentence."""
     try:
         config = configurator.read_settings(cls, argv)
     except UserError as error:
@@ -91,14 +91,14 @@ def check(cls, argv):
     except SystemExit as stop:
         assert not stop.code and {"-h", "--help"} & set(argv)
     else:
-        assert dataclasses.replace(config) == config  # it passes its own checks again
+        assert dataclasses.replace(config) == config  # its values pass its own checks again
 
 
 @pytest.mark.slow
 @settings(max_examples=1200, **CALM)
 @given(st.lists(ARGUMENT, max_size=4), st.sampled_from([TrainConfig, SampleConfig]))
 def test_hostile_flags(argv, cls):
-    check(cls, argv)
+    read_or_refuse(cls, argv)
 
 
 @pytest.mark.slow
@@ -107,4 +107,4 @@ def test_hostile_flags(argv, cls):
 def test_hostile_config_files(tmp_path_factory, content, flags):
     path = tmp_path_factory.getbasetemp() / "hostile.py"
     path.write_bytes(content)
-    check(TrainConfig, [str(path), *flags])
+    read_or_refuse(TrainConfig, [str(path), *flags])

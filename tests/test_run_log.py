@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.test_train import ROOT, flags
 from wiggle.run_log import Metrics, RunLog, print_line
 
@@ -36,6 +38,23 @@ def test_a_closed_terminal_ends_nothing(monkeypatch):
     print_line("hello")
     print_line("again")
     assert closed.tries == 2
+
+
+TRAIN = """
+import sys
+sys.path.insert(0, {root!r})
+from train import TrainConfig, train
+train(TrainConfig(**{settings!r}))
+"""
+
+
+@pytest.mark.parametrize("redirection", ["", ">&- 2>&-"])
+def test_train_prints_on_any_console_where_no_script_of_ours_calls_it(tiny, tmp_path, redirection):
+    config = tiny(max_iters=1, out_dir=str(tmp_path / "ω"), final_sample=5)
+    code = TRAIN.format(root=str(ROOT), settings=vars(config))
+    argv = ["sh", "-c", f'exec "$0" "$@" {redirection}', sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, timeout=120, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and done.stderr == b"" and (tmp_path / "ω" / "best.pt").exists()
 
 
 def test_a_run_whose_pipe_closes_goes_on_to_its_end(tiny):

@@ -189,6 +189,17 @@ def test_a_nanogpt_checkpoint_takes_its_tokenizer_from_meta_pkl(tmp_path, capsys
     assert set(drawn(capsys, **options)[1].strip()) <= set("abc")
 
 
+@pytest.mark.parametrize(("vocab_size", "known"), [(50256, False), (50257, True), (50304, True), (100_277, False)])
+def test_only_gpt2s_vocabulary_means_gpt2s_tokenizer_where_no_file_names_one(tmp_path, vocab_size, known):
+    model = GPT(GPTConfig(block_size=2, vocab_size=vocab_size, n_layer=1, n_head=1, n_embd=1))
+    meta = {"tokenizer": None, "origin": "nanoGPT", "config": {}, "path": "ckpt.pt"}
+    if known:
+        assert checkpoint.find_tokenizer(model, meta, tmp_path).kind == "gpt2"
+    else:
+        with pytest.raises(UserError, match=r"^ckpt\.pt holds no tokenizer: put nanoGPT's meta\.pkl"):
+            checkpoint.find_tokenizer(model, meta, tmp_path)
+
+
 def test_the_script_reports_in_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
         sample_bio.main(["--temprature=1"])

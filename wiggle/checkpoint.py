@@ -74,7 +74,7 @@ def read(path: str | Path, device: str | torch.device = "cpu") -> dict:
     path = Path(path)
     with reading(f"checkpoint {path}"):
         if not path.is_file():
-            raise UserError(f"checkpoint {path} does not exist")
+            raise UserError(f"checkpoint {path} does not exist, or is no file")
         whole = seal_holds(path)
     if whole is None:
         check_archive(path)

@@ -90,12 +90,15 @@ def forgiving_output() -> TextIO:
     """
     Let print() work on any console -> sys.stdout.
 
-    A stream that was closed before the start (`>&-`), which is None in Python, goes to nowhere. A character that the
-    console's encoding lacks is printed as an escape: an é in ASCII as \\xe9.
+    A stream that was closed before the start (`>&-`), which is None in Python, goes to nowhere, and in child processes,
+    too: else the next file that is opened would take its place. A character that the console's encoding lacks is
+    printed as an escape: an é in ASCII as \\xe9.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # the first of them gets its own descriptor back, so that no other file does
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 - open as long as the process
+            os.set_inheritable(nowhere.fileno(), True)
+            setattr(sys, name, nowhere)
     if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     return sys.stdout

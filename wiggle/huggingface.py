@@ -137,10 +137,11 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         files = sorted(set(read_json(folder / "model.safetensors.index.json")["weight_map"].values()))
     weights = {}
     for file in files:
+        what = known_beginning(folder / file)  # raises OSError with the reason, where safetensors has another
         try:
             found = load_file(folder / file)
         except SafetensorError as error:
-            raise ValueError(f"{file} {known_beginning(folder / file) or f'is damaged: {error}'}") from None
+            raise ValueError(f"{file} {what or f'is damaged: {error}'}") from None
         for name, tensor in found.items():
             if name.startswith(("wte.", "wpe.", "h.", "ln_f.")):  # saved without the head, as GPT2Model
                 name = f"transformer.{name}"

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from wiggle.errors import UserError, discard_output
+from wiggle.errors import UserError, discard_output, forgiving_output
 from wiggle.files import to_json, writing
 
 
 def print_line(line: str) -> None:
-    """Print a line above the progress bar, if there is one. A closed terminal or pipe ends no run."""
+    """Print a line above the progress bar, if there is one. A console that is closed or lacks a letter ends no run."""
     try:
+        forgiving_output()  # train() may be called by no script of ours
         tqdm.write(line)
         sys.stdout.flush()
     except OSError:
