@@ -1,8 +1,8 @@
 """Sampling from a checkpoint alone."""
 
-import os
+import errno
+import io
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -135,17 +135,27 @@ def test_where_the_text_had_no_line_break_the_default_prompt_is_one_that_it_had(
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_console_that_is_not_utf_8_gets_escapes(tmp_path, encoding):
-    folder = tmp_path / "ω"
-    save(folder / "best.pt", "λ😀")
-    (folder / "p.txt").write_text("λ😀", encoding="utf-8")
-    argv = [sys.executable, "sample_bio.py", f"--out_dir={folder}", f"--start=FILE:{folder}/p.txt", "--device=cpu"]
-    argv += ["--num_samples=2", "--max_new_tokens=20"]
-    environment = os.environ | {"PYTHONIOENCODING": encoding}
-    done = subprocess.run(argv, capture_output=True, env=environment, cwd=Path(sample_bio.__file__).parent)
-    assert done.returncode == 0 and done.stderr == b""
-    printed = done.stdout.decode("ascii")
+def test_a_console_that_is_not_utf_8_gets_escapes(tmp_path, monkeypatch, encoding):
+    save(tmp_path / "ω" / "best.pt", "λ😀")
+    (tmp_path / "p.txt").write_text("λ😀", encoding="utf-8")
+    console = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", console)
+    argv = [f"--out_dir={tmp_path}/ω", f"--start=FILE:{tmp_path}/p.txt", "--device=cpu", "--num_samples=2"]
+    sample_bio.main([*argv, "--max_new_tokens=20"])
+    printed = console.buffer.getvalue().decode("ascii")
     assert f"{tmp_path}/\\u03c9/best.pt" in printed and printed.count("\n\\u03bb\\U0001f600") == 2
+
+
+def test_a_reader_that_leaves_stops_the_samples(trained, monkeypatch, capsys):
+    def leave(*args, **options):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    stdout = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
+    monkeypatch.setattr(stdout, "flush", leave)
+    with pytest.raises(SystemExit) as stop:
+        sample_bio.main([f"--out_dir={trained}", "--device=cpu", "--max_new_tokens=1000000"])
+    assert stop.value.code == 141 and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
