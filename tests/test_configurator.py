@@ -163,8 +163,8 @@ def test_a_wrong_argument_is_one_sentence(argument, message):
         ("n_layer = \n", "line 1: SyntaxError"),
         ("x_y = 1\n\nn_layer = nothing\n", "line 3: NameError: name 'nothing' is not defined"),
         ("import sys\nsys.exit(3)\n", "line 2: SystemExit"),
-        (b"\xe9", "is not text in UTF-8"),
-        ("n_layer = 1\n".encode("utf-16"), "is not text in UTF-8, but in UTF-16: save it as UTF-8"),
+        (b"\xe9", "config.py is not UTF-8 (byte 0): save it as UTF-8"),
+        ("n_layer = 1\n".encode("utf-16"), "config.py is UTF-16: save it as UTF-8"),
         (b"n_layer = 1\x00", "config file"),
     ],
 )

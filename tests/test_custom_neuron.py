@@ -449,6 +449,14 @@ class Step(nn.Module):
     def forward(self, x):
         return (x > 0).to(x.dtype)
 
+class Fixed(nn.Module):
+    "A parameter of whole numbers that is not trained."
+    def __init__(self, features):
+        super().__init__()
+        self.order = nn.Parameter(torch.arange(features).flip(0), requires_grad=False)
+    def forward(self, x):
+        return torch.relu(x)[..., self.order]
+
 class Root(nn.Module):
     "NaN for half of its inputs, and so is its gradient there."
     def __init__(self, features):

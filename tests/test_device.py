@@ -1,5 +1,6 @@
 """Device, precision and compiler as the settings pick them, and the memory of a card and of a process."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -53,10 +54,23 @@ def test_auto_takes_bfloat16_on_a_card_that_has_it(monkeypatch, has_it, dtype):
 
 
 def test_auto_compiles_on_cuda_where_there_is_triton(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: name if name in ("gcc", "g++") else None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert pick_compile("auto", CUDA) == (False, "eager (compile is off: no Triton here)")
+    assert pick_compile("auto", CUDA) == (False, "eager (compile is off: Triton is not found)")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     assert pick_compile("auto", CUDA) == (True, "compiled") and pick_compile(True, CPU) == (True, "compiled")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows' compiler is found otherwise")
+def test_what_torch_compile_lacks_is_named_before_a_step_is_taken(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert pick_compile("auto", CUDA) == (False, "eager (compile is off: a C compiler is not found)")
+    with pytest.raises(UserError, match=r"compile=True needs a C\+\+ compiler, which is not found here: install it"):
+        pick_compile(True, CPU)
+    monkeypatch.setenv("CXX", "mine -O3")
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "mine" else None)
+    assert pick_compile(True, CPU) == (True, "compiled")
 
 
 # --- memory ---

@@ -15,7 +15,7 @@ from kernels.cross_entropy import ChunkedCrossEntropy
 from model_bio import GPT, GPTConfig
 from tests.test_train_config import AUTO
 from train import TrainConfig, train
-from wiggle import checkpoint, out_of_memory
+from wiggle import checkpoint, device, out_of_memory
 from wiggle.errors import UserError
 from wiggle.optimizers import configure_optimizer
 from wiggle.out_of_memory import GIB, estimated_bytes, optimizer_state_bytes
@@ -214,6 +214,7 @@ def test_the_sentence_is_about_the_model_and_the_micro_batch_that_ran(tiny, fail
     monkeypatch.setattr(train_module, "train_step", fail)
     with pytest.raises(UserError, match="batch_size=8 x block_size=16 takes"):  # what auto chose
         train(tiny(**AUTO))
+    monkeypatch.setattr(device, "lacking_to_compile", lambda device: None)
     monkeypatch.setattr(torch, "compile", lambda model: lambda *ids: model(*ids))  # as opaque as DDP's wrapper
     with pytest.raises(UserError, match="batch_size=4 x block_size=16 takes"):
         train(tiny(compile=True))

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from wiggle.errors import UserError
-from wiggle.files import read_bytes
+from wiggle.files import read_text
 
 T = typing.TypeVar("T")
 
@@ -199,12 +199,7 @@ def _config_text(path, kinds):
     if Path(path).suffix in (".pt", ".pth", ".safetensors"):
         key = "init_from" if "init_from" in kinds else "out_dir"
         raise UserError(f"{shown} is a checkpoint, no config file: give it as --{key}={shlex.quote(path)}")
-    content = read_bytes(path)
-    try:
-        return content.decode("utf-8-sig")  # Windows' editors put a byte-order mark in front
-    except UnicodeDecodeError:
-        found = ", but in UTF-16: save it as UTF-8" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise UserError(f"config file {path} is not text in UTF-8{found}") from None
+    return read_text(path)
 
 
 # --- values ---

@@ -171,7 +171,8 @@ def check_training(mlp: str, neuron: nn.Module, x: Tensor) -> None:
         train_once(mlp, neuron, x)
         with torch.no_grad():
             for parameter in neuron.parameters():
-                parameter.add_(0.01)  # by which what depends on a parameter that starts at 0 shows
+                if parameter.requires_grad:
+                    parameter.add_(0.01)  # shows what depends on a parameter that starts at 0
     if {name: tuple(t.shape) for name, t in neuron.state_dict().items()} != before:
         raise UserError(f"{mlp} makes or reshapes parameters or buffers in forward: make them in __init__")
 

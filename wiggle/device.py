@@ -2,7 +2,9 @@
 
 import ctypes
 import importlib.util
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -76,14 +78,32 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def pick_compile(setting: bool | str, device: torch.device) -> tuple[bool, str]:
-    """The setting compile: True, False or 'auto' -> (whether to compile, the words that say so)."""
-    if setting != "auto":
-        return setting, "compiled" if setting else "eager"
-    if device.type != "cuda":
+    """
+    The setting compile: True, False or 'auto' -> (whether to compile, the words that say so).
+
+    Raises UserError for True where torch.compile lacks something that 'auto' would look for.
+    """
+    if setting is False:
+        return False, "eager"
+    if setting == "auto" and device.type != "cuda":
         return False, "eager (compile=auto is for CUDA)"
-    if importlib.util.find_spec("triton") is None:
-        return False, "eager (compile is off: no Triton here)"
+    lacking = lacking_to_compile(device)
+    if setting == "auto" and lacking:
+        return False, f"eager (compile is off: {lacking} is not found)"
+    if lacking:
+        raise UserError(f"compile=True needs {lacking}, which is not found here: install it, or set compile=False")
     return True, "compiled"
+
+
+def lacking_to_compile(device: torch.device) -> str | None:
+    """What torch.compile needs for this device and does not find, in words."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton"
+    if os.name == "nt":  # Triton for Windows brings its own compiler
+        return None
+    language, variable, usual = ("C", "CC", "gcc clang cc") if device.type == "cuda" else ("C++", "CXX", "g++ clang++")
+    compilers = [*os.environ.get(variable, "").split()[:1], *usual.split()]
+    return None if any(map(shutil.which, compilers)) else f"a {language} compiler"
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -72,7 +72,7 @@ class GuardedOptimizer:
         DistributedDataParallel waits for a gradient of each parameter: added to the loss this gives it one.
         """
         neurons = [p for name, p in zip(self.names, self.parameters, strict=True) if ".mlp.neuron." in name]
-        return sum((0.0 * p.view(-1)[0] for p in neurons), torch.zeros((), device=self.skipped.device))
+        return sum((0.0 * p.flatten()[:1].sum() for p in neurons), torch.zeros((), device=self.skipped.device))
 
     def raise_if_stuck(self, step: int, loss: float, norm: float) -> None:
         """Raise Diverged where `limit` steps in a row, up to number `step`, were skipped. Waits for the device."""
