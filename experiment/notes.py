@@ -1,8 +1,11 @@
 """What a reader of a report must be warned of, a sentence each."""
 
-from experiment.arms import Comparison, Study, at_edge, spell
-from experiment.ledger import Ledger
+from dataclasses import asdict
+
+from experiment.arms import Arm, Comparison, Study, at_edge, spell
+from experiment.ledger import Ledger, settings_of
 from experiment.nonlinearity import notes_on_starts
+from train import TrainConfig
 
 
 def find_notes(study: Study, ledger: Ledger, comparisons: list[Comparison], looked_at: str) -> list[str]:
@@ -41,10 +44,16 @@ def notes_on_seeds(study: Study, comparison: Comparison) -> list[str]:
     return notes
 
 
+def is_of(record: dict, arm: Arm) -> bool:
+    """Whether a record of runs.jsonl is of an arm, whatever it was called where it was run first."""
+    settings, default = settings_of(arm.config, arm.neuron, {}), asdict(TrainConfig())
+    return all((default | record["settings"])[key] == (default | settings)[key] for key in arm.settings)
+
+
 def notes_on_folder(study: Study, ledger: Ledger, looked_at: str) -> list[str]:
     """Sentences on what else was run in this folder, and on earlier reports with fewer seeds."""
     reporting = [record for (kind, _), record in ledger.records.items() if kind == "reporting"]
-    others = sorted({record["arm"] for record in reporting} - {arm.name for arm in study.arms})
+    others = sorted({record["arm"] for record in reporting if not any(is_of(record, arm) for arm in study.arms)})
     notes = [f"{ledger.path.name} holds reporting runs of other arms too: {', '.join(others)}"] if others else []
     looks = ledger.get("looks", looked_at) or {"seeds": []}
     fewer = [str(seeds) for seeds in looks["seeds"] if seeds < len(study.seeds["reporting"])]

@@ -401,6 +401,14 @@ def test_the_report_names_other_arms_of_its_folder(words, tmp_path):
     assert "runs.jsonl holds reporting runs of other arms too: silu" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_reused_runs_of_another_name_are_not_another_arm(words, tmp_path):
+    experiment(words, tmp_path / "first", seeds=1)
+    grid = ["--vary=n_layer=1,2", f"--reuse={tmp_path / 'first' / 'runs.jsonl'}"]
+    experiment(words, tmp_path / "out", *grid, seeds=1)
+    assert '"arm": "gelu 1"' in (tmp_path / "out" / "runs.jsonl").read_text()  # of the timing; the run is called gelu
+    assert "other arms" not in (tmp_path / "out" / "report.md").read_text()
+
+
 # --- what may happen to a study from outside ---
 
 
