@@ -1,7 +1,6 @@
 """What wiggle/analysis.py measures, against numbers found another way."""
 
 import math
-import warnings
 from collections import Counter
 
 import numpy as np
@@ -93,16 +92,6 @@ def test_movement_is_the_distance_from_the_earlier_parameters_and_their_correlat
     assert moved["mean_abs"] == pytest.approx((new - old).abs().mean().item(), rel=1e-4) and moved["mean_abs"] > 0
     assert moved["correlation"] == pytest.approx(np.corrcoef(old, new)[0, 1], rel=1e-4)
     assert "omega_moved" not in layer["before"].figures["neurons"]["oscillating"]
-
-
-def test_parameters_that_are_all_alike_correlate_with_nothing_and_warn_of_nothing():
-    model = network(1, mlp="bio", bio_gate="none")
-    for block in model.transformer.h:
-        block.mlp.oscillating.omega.fill_(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        layer = measure_networks(model, model, random_text())[0]
-    assert math.isnan(layer["now"].figures["neurons"]["oscillating"]["omega_moved"]["correlation"])
 
 
 def test_linearised_neurons_and_waves_are_counted():

@@ -121,8 +121,7 @@ def oscillation_figures(neuron: OscillatingNeuron, x: Tensor) -> dict[str, np.nd
 def add_movement(before: dict, now: dict) -> None:
     """Add to a neuron's figures how far ω and φ moved from those before, and how well they still agree with them."""
     for key in ("omega", "phi"):
-        with np.errstate(invalid="ignore"):  # of values that are all the same, which correlate with nothing
-            correlation = np.corrcoef(before[key], now[key])[0, 1]
+        correlation = np.corrcoef(before[key], now[key])[0, 1]
         now[f"{key}_moved"] = {"mean_abs": abs(now[key] - before[key]).mean(), "correlation": correlation}
 
 
