@@ -26,7 +26,7 @@ from model_bio import GPT, GPTConfig, model_args, stable_seed
 from wiggle import blowup, checkpoint, configurator, corpora, custom_neuron, errors
 from wiggle.batch_size import choose_batch_size
 from wiggle.custom_neuron import Neuron
-from wiggle.dataset import Dataset
+from wiggle.dataset import BatchesAhead, Dataset
 from wiggle.device import Machine, autocast, keep_freed_memory, peak_flops, peak_memory, pick_machine, send
 from wiggle.distributed import (
     Processes,
@@ -38,7 +38,7 @@ from wiggle.distributed import (
     wait_for_all,
 )
 from wiggle.errors import UserError
-from wiggle.evaluation import evaluate
+from wiggle.evaluation import bits_per_byte, evaluate
 from wiggle.files import write_json
 from wiggle.guarded_step import Diverged, GuardedOptimizer
 from wiggle.huggingface import is_pretrained
@@ -69,6 +69,7 @@ class TrainResult:
     history: list  # the lines of metrics.jsonl that this call wrote, as dicts
     out_dir: str
     interrupted: str | None = None  # the signal that stopped it
+    val_bpb: float | None = None  # val_loss in bits a byte of text; None where the dataset does not count its bytes
 
 
 def train(config: TrainConfig, neuron: Neuron | Callable[[int], nn.Module] | None = None) -> TrainResult:
@@ -331,12 +332,13 @@ def loop(run: Run) -> str | None:
         return None
     hidden = not (run.processes.first and sys.stderr.isatty())
     bar = tqdm(total=config.max_iters, initial=run.step, unit="step", leave=False, disable=hidden)
-    with StopSignal(run.processes.first) as stop, bar:
+    ahead = BatchesAhead(run.data, config.sequences_per_step, config.batch_size, *rank_and_world())
+    with StopSignal(run.processes.first) as stop, bar, ahead:
         first = timed_from = run.step
         clock = time.perf_counter()
         while run.step < config.max_iters:
             lr = config.learning_rate_at(run.step)
-            taken = train_step(run.trained, run.guarded, run.data, config, run.step, lr, device, dtype, stop.agreed)
+            taken = train_step(run.trained, run.guarded, ahead, config, run.step, lr, device, dtype, stop.agreed)
             if taken is None:
                 save_and_say(run, stop.name)
                 return stop.name
@@ -437,11 +439,14 @@ def windows_of(config):
 
 
 def evaluate_splits(run):
-    """The losses on both splits -> {val_loss, val_stderr, train_loss}."""
+    """The losses on both splits -> {val_loss, val_stderr, train_loss}, and val_bpb where the text's bytes are known."""
     count, where = windows_of(run.config), (run.machine.device, run.machine.dtype)
     val_loss, val_stderr = evaluate(run.model, run.data, "val", count, *where)
     train_loss, _ = evaluate(run.model, run.data, "train", count or len(run.data.fixed_windows("val", 0)), *where)
-    return {"val_loss": val_loss, "val_stderr": val_stderr, "train_loss": train_loss}
+    found = {"val_loss": val_loss, "val_stderr": val_stderr, "train_loss": train_loss}
+    if run.data.text_bytes["val"]:
+        found["val_bpb"] = bits_per_byte(val_loss, len(run.data.splits["val"]), run.data.text_bytes["val"])
+    return found
 
 
 def evaluate_and_save(run, lr):
@@ -498,7 +503,8 @@ def advice_after_divergence(run):
 def losses_line(found):
     """An evaluation, as it is printed."""
     spread = "" if math.isnan(found["val_stderr"]) else f" +- {found['val_stderr']:.4f}"
-    return f"val {found['val_loss']:.4f}{spread}  train {found['train_loss']:.4f}"
+    bits = f"  {found['val_bpb']:.4f} bits a byte" if "val_bpb" in found else ""
+    return f"val {found['val_loss']:.4f}{spread}  train {found['train_loss']:.4f}{bits}"
 
 
 def save(run, best_too):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import shlex
 import sys
@@ -12,7 +13,7 @@ import torch
 
 from wiggle import dataset
 from wiggle.corpora import fingerprint, prepare
-from wiggle.dataset import Dataset, permute, read_meta
+from wiggle.dataset import BatchesAhead, Dataset, permute, read_meta
 from wiggle.errors import UserError
 from wiggle.tokenizer import ByteTokenizer
 
@@ -73,6 +74,54 @@ def test_batches_have_no_state_and_slice_as_you_like(tmp_path):
     assert torch.equal(x[:, 1:], y[:, :-1])
     assert torch.equal((x + 1) % 256, y)  # this corpus counts up
     assert not torch.equal(x, opened(tmp_path / "d", seed=2).batch(60, 12)[0])
+
+
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (0, 2), (1, 2)])
+def test_batches_prepared_ahead_are_the_same_batches(tmp_path, rank, world):
+    data = opened(write_dataset(tmp_path / "d"))
+    numbers = [step * 12 + rank * (12 // world) + i for step in range(4, 9) for i in range(0, 12 // world, 3)]
+    with BatchesAhead(data, 12, 3, rank, world) as ahead:
+        for place, first in enumerate(numbers):
+            assert place == 0 or (first, 3) in ahead.prepared  # it was guessed
+            assert all(map(torch.equal, ahead.batch(first, 3), data.batch(first, 3)))
+        assert all(map(torch.equal, ahead.batch(1000, 5), data.batch(1000, 5)))  # nobody guessed that
+
+
+def test_an_error_of_a_batch_prepared_ahead_comes_when_it_is_asked_for(tmp_path):
+    folder = write_dataset(tmp_path / "d", train=100)
+    ids = np.zeros(100, "uint16")
+    data = opened(folder)
+    second = data.train_starts(np.arange(1, 2))[0]
+    ids[second + 8] = 300  # in the middle of the second sequence's window
+    data.splits["train"] = ids
+    with BatchesAhead(data, 1, 1) as ahead:
+        ahead.batch(0, 1)
+        with pytest.raises(UserError, match="id 300, past the vocabulary"):
+            ahead.batch(1, 1)
+
+
+@pytest.mark.parametrize("first", [0, 4090, 4096, 8190])
+def test_a_batch_does_not_depend_on_the_blocks_that_its_windows_are_looked_up_in(tmp_path, first):
+    data = opened(write_dataset(tmp_path / "d"))
+    x, y = data.windows("train", data.train_starts(np.arange(first, first + 12)))
+    assert all(map(torch.equal, data.batch(first, 12), (x, y)))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+def test_memory_stays_flat_however_much_of_a_file_is_read(tmp_path):
+    folder = write_dataset(tmp_path / "d", train=40_000_000, dtype="uint32", val=2000)  # 160 MB
+    data = Dataset(folder, 1024, 1)
+    data.batch(0, 12)
+    before, largest = resident_mb(), 0
+    for number in range(3000):
+        data.batch(12 * number, 12)
+        largest = max(largest, resident_mb()) if number % 20 == 0 else largest
+    assert largest < before + 80
+
+
+def resident_mb():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
 
 
 def test_evaluation_windows_are_fixed_and_do_not_overlap(tmp_path):

@@ -79,7 +79,7 @@ def test_a_run_learns_and_writes_what_the_design_says(tiny, capsys):
     logged, evaluated = lines(out)[0], lines(out)[30]
     common, timed = {"step", "tokens", "seconds", "lr"}, {"ms", "tokens_per_second", "peak_mb"}
     assert set(logged) == common | timed | {"loss", "grad_norm", "skipped", "event_rate", "beta"}
-    assert {"step", "tokens", "seconds", "lr", "val_loss", "val_stderr", "train_loss"} == set(evaluated)
+    assert {"step", "tokens", "seconds", "lr", "val_loss", "val_stderr", "train_loss", "val_bpb"} == set(evaluated)
     assert len(logged["event_rate"]) == 2 and logged["tokens"] == 128
     assert logged["beta"] is None
     resolved = json.loads((out / "config.json").read_text())

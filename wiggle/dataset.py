@@ -9,8 +9,10 @@ all see the same data: a run that is cut anywhere goes on exactly where it was.
 import hashlib
 import io
 import json
+import mmap
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ from wiggle.sources import how_to_make
 from wiggle.tokenizer import CharTokenizer, GPT2Tokenizer, from_identity
 
 DTYPES = {"uint16": np.uint16, "uint32": np.uint32}
+STARTS_A_BLOCK = 4096  # sequence numbers whose windows are looked up at once; one at a time takes longer than reading
+WINDOWS_A_MAPPING = 32  # each makes 2 MB of the file resident where the page cache holds it in large folios
 LARGE = 100_000_000  # tokens; reading all of a larger file would delay each start by a second or more
 
 
@@ -45,6 +49,9 @@ class Dataset:
             raise UserError(f"{self.folder} is an unfinished corpus: run the command that began it again ({advice})")
         self.tokenizer = from_identity(meta["tokenizer"]).identity() if meta else GPT2Tokenizer().identity()
         self.splits, self.identity = {}, {}
+        self._unmapped = {"train": 0, "val": 0}  # windows that were read since the file was last mapped
+        self._kept_block = None, None
+        self.text_bytes = {split: meta.get(f"{split}_bytes") for split in self._unmapped}  # UTF-8 behind it, if known
         for split in ("train", "val"):
             self.splits[split] = self._open(split, DTYPES[meta.get("dtype", "uint16")])
             self._check_whole(split, meta)
@@ -70,7 +77,7 @@ class Dataset:
             if tokens <= self.block_size:
                 window = f"too few for one window of block_size={self.block_size} + 1"
                 raise UserError(f"{path} holds {tokens} tokens, {window}: prepare a longer text, or use shorter blocks")
-            return np.memmap(path, dtype=dtype, mode="r", shape=(tokens,))
+            return map_tokens(path, dtype)
         except FileNotFoundError:
             advice = how_to_make(self.folder.name, self.folder.parent)
             raise UserError(f"{path} is missing: {advice}") from None
@@ -106,15 +113,41 @@ class Dataset:
 
     def windows(self, split: str, starts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut the windows of a split that begin at `starts` (B,) -> x, y (B, T) int64, y being x one token on."""
-        tokens = self.splits[split]
-        ids = tokens[starts[:, None] + np.arange(self.block_size + 1)]  # (B, T + 1), one gather
+        tokens, length = self._tokens(split, len(starts)), self.block_size + 1
+        ids = np.empty((len(starts), length), tokens.dtype)
+        for row, start in zip(ids, starts.tolist(), strict=True):
+            row[:] = tokens[start : start + length]
         self._check_ids(split, ids)
         ids = torch.from_numpy(ids.astype(np.int64))
         return ids[:, :-1], ids[:, 1:]
 
+    def _tokens(self, split: str, windows: int) -> np.ndarray:
+        """
+        A split's token ids (N,), of which so many windows are about to be read.
+
+        The pages of a mapped file that were read count as this process's memory until they are unmapped, so the file
+        is mapped anew from time to time.
+        """
+        self._unmapped[split] += windows
+        if self._unmapped[split] > WINDOWS_A_MAPPING:
+            self._unmapped[split] = 0
+            self.splits[split] = map_tokens(self._path(split), self.splits[split].dtype)
+        return self.splits[split]
+
     def batch(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Training sequences number first .. first + count - 1 -> x, y (count, T) int64."""
-        return self.windows("train", self.train_starts(np.arange(first, first + count)))
+        blocks = range(first // STARTS_A_BLOCK, (first + count - 1) // STARTS_A_BLOCK + 1)
+        starts = np.concatenate([self._block_of_starts(block) for block in blocks])
+        skipped = first - blocks[0] * STARTS_A_BLOCK
+        return self.windows("train", starts[skipped : skipped + count])
+
+    def _block_of_starts(self, block: int) -> np.ndarray:
+        """What train_starts gives for a block of sequence numbers, kept until another block is asked for."""
+        kept, starts = self._kept_block
+        if kept != block:
+            starts = self.train_starts(np.arange(block * STARTS_A_BLOCK, (block + 1) * STARTS_A_BLOCK))
+            self._kept_block = block, starts
+        return starts
 
     def train_starts(self, numbers: np.ndarray) -> np.ndarray:
         """
@@ -139,6 +172,48 @@ class Dataset:
         total = (len(self.splits[split]) - 1) // self.block_size
         count = min(count, total) or total
         return np.arange(count) * total // count * self.block_size
+
+
+def map_tokens(path: Path, dtype: type) -> np.ndarray:
+    """Map a file into memory -> its token ids (N,), read-only. It is unmapped when the array is gone."""
+    with open(path, "rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
+
+
+class BatchesAhead:
+    """
+    The training batches of a Dataset, the next one prepared by another thread while the model trains on this one.
+
+    A batch is what Dataset.batch gives, whatever is asked for: this only guesses which one comes next. A with block
+    ends the thread.
+    """
+
+    def __init__(self, data: Dataset, sequences_per_step: int, batch_size: int, rank: int = 0, world: int = 1):
+        self.data, self.step_size, self.batch_size = data, sequences_per_step, batch_size
+        self.share = sequences_per_step // world  # sequences of a step that this process reads
+        self.start = rank * self.share
+        self.pool, self.prepared = ThreadPoolExecutor(1), {}
+
+    def __enter__(self) -> "BatchesAhead":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def batch(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Training sequences number first .. first + count - 1 -> x, y (count, T) int64."""
+        ready = self.prepared.pop((first, count), None)
+        batch = ready.result() if ready else self.data.batch(first, count)
+        following = self._following(first)
+        self.prepared = {(following, count): self.pool.submit(self.data.batch, following, count)}
+        return batch
+
+    def _following(self, first: int) -> int:
+        """The number of the sequence that this process's next micro-batch begins with."""
+        step, within = divmod(first, self.step_size)
+        if within + self.batch_size < self.start + self.share:
+            return first + self.batch_size
+        return (step + 1) * self.step_size + self.start
 
 
 def permute(index: np.ndarray, n: int, key: int) -> np.ndarray:
@@ -175,8 +250,9 @@ def read_meta(folder: Path) -> dict:
             meta = json.loads(data)
             if {"tokenizer", "dtype"} - set(meta) or meta["dtype"] not in DTYPES:
                 raise ValueError("it lacks the tokenizer or the dtype")
-            if not all(type(meta.get(f"{split}_tokens", 0)) is int for split in ("train", "val")):
-                raise ValueError("its counts of tokens are no whole numbers")
+            counts = [meta.get(f"{split}_{of}", 0) for split in ("train", "val") for of in ("tokens", "bytes")]
+            if not all(type(count) is int for count in counts):
+                raise ValueError("its counts of tokens and bytes are no whole numbers")
             return meta
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error}): prepare the data anew with --force") from None

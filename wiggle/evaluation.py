@@ -32,6 +32,15 @@ def evaluate(
     return mean, math.sqrt((0.0 if variance < 0 else variance) / (n - 1))  # rounding may make it negative; NaN stays
 
 
+def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
+    """
+    A loss in nats a token -> bits a byte of UTF-8, which models with other tokenizers can be compared by.
+
+    tokens, text_bytes: of the whole split, whose ratio stands for that of the windows that were evaluated.
+    """
+    return loss * tokens / text_bytes / math.log(2)
+
+
 @torch.no_grad()
 def window_losses(
     model: GPT, data: Dataset, split: str, starts: np.ndarray, device: torch.device, dtype: torch.dtype
