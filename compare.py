@@ -158,7 +158,7 @@ def time_arms(study: Study, identity: dict, ledger: Ledger) -> dict[str, tuple[f
         control = study.arms[0]
         arms = [control, *(arm for arm in missing if arm is not control)]
         print_line(f"timing    {', '.join(arm.name for arm in arms)}, by turns")
-        found = first_steps_alone(study, [arm.config for arm in arms], ROUNDS, "timing")
+        found = first_steps_alone(study, [(arm.config, arm.neuron) for arm in arms], ROUNDS, "timing")
         medians = {arm.name: statistics.median(ms) for arm, (_, ms) in zip(arms, found, strict=True) if ms}
         for arm in missing:
             if {arm.name, control.name} <= set(medians):
@@ -170,16 +170,17 @@ def time_arms(study: Study, identity: dict, ledger: Ledger) -> dict[str, tuple[f
     }
 
 
-def first_steps_alone(study: Study, configs: list, rounds: int, name: str) -> list[tuple[list, list]]:
-    """What workers.first_steps gives for these configs, found in a process of its own while nothing else runs."""
+def first_steps_alone(study: Study, models: list[tuple], rounds: int, name: str) -> list[tuple[list, list]]:
+    """What workers.first_steps gives for (config, neuron) pairs, in a process of its own while nothing else runs."""
     folder, ended = study.out_dir / "running" / name, []
-    configs = [replace(config, out_dir=str(folder / "run")) for config in configs]
-    task = (name, first_steps, (configs, rounds), folder)
+    configs = [replace(config, out_dir=str(folder / "run")) for config, _ in models]
+    hashes = [neuron and neuron.sha256 for _, neuron in models]
+    task = (name, first_steps, (configs, hashes, rounds), folder)
     run_all([task], study.options.jobs and 1, study.threads, lambda _, *outcome: ended.append(outcome))
     outcome, error = ended[0]
     if error:
         print_line(f"warning   {name} failed, {folder / 'log'} has more: {error}")
-        return [([], [])] * len(configs)
+        return [([], [])] * len(models)
     shutil.rmtree(folder)
     return outcome
 
@@ -233,10 +234,14 @@ def recheck_first_losses(study: Study, ledger: Ledger, runs: list[Run]) -> None:
     known = list({run.arm.name: run for run in reversed(kept)}.values())
     if not known:
         return
-    found = first_steps_alone(study, [run.config for run in known], 1, "check")
+    found = first_steps_alone(study, [(run.config, run.arm.neuron) for run in known], 1, "check")
     for run, (losses, _) in zip(known, found, strict=True):
+        if not losses:
+            raise UserError(
+                f"the first steps of {run}, which is finished, cannot be taken again to compare their losses"
+            )
         before = ledger.finished(run)["first_losses"]
-        apart = max((abs(a - b) / abs(b) for a, b in zip(losses, before, strict=False)), default=float("inf"))
+        apart = max(abs(a - b) / abs(b) for a, b in zip(losses, before, strict=False))
         if apart > TOLERANCE:
             raise UserError(
                 f"the first {FIRST_STEPS} losses of {run} are not what they were (off by {100 * apart:.2g} %): go on "

@@ -143,20 +143,21 @@ def half_of_windows(windows: int, block_size: int) -> np.ndarray:
     return np.arange(windows) // max(1, VALIDATION_BLOCK // block_size) % 2
 
 
-def first_steps(configs: list[TrainConfig], rounds: int) -> list[tuple[list, list]]:
+def first_steps(configs: list[TrainConfig], hashes: list[str | None], rounds: int) -> list[tuple[list, list]]:
     """
     Take the first steps of each config by turns, `rounds` times -> for each (its first losses, some milliseconds a
-    step), both empty for one that fails.
+    step), both empty for one that fails. hashes: SHA-256 of the file of each one's neuron, where it is a user's.
     """
+    neurons = [planned_neuron(config.mlp, sha256) for config, sha256 in zip(configs, hashes, strict=True)]
     found = [([], []) for _ in configs]
     for _ in range(rounds):
-        for config, (losses, ms) in zip(configs, found, strict=True):
+        for config, neuron, (losses, ms) in zip(configs, neurons, found, strict=True):
             short = min(FIRST_STEPS, config.max_iters)
             cut = {"max_iters": short, "lr_decay_iters": config.lr_decay_iters or config.max_iters}
             config = replace(config, **cut, max_blowup=None, log_interval=5, eval_interval=short, eval_iters=1)
             shutil.rmtree(config.out_dir, ignore_errors=True)
             try:
-                result = train(config, custom_neuron.load_neuron(config.mlp))
+                result = train(config, neuron)
             except Exception:
                 traceback.print_exc()
                 continue

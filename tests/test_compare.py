@@ -209,6 +209,18 @@ def test_code_that_computes_something_else_is_found_out(words, tmp_path, calls, 
     assert len(calls) == begun
 
 
+def test_finished_runs_whose_first_steps_fail_now_are_not_gone_on_from(words, tmp_path, monkeypatch, capsys):
+    experiment(words, tmp_path / "out", seeds=1)
+
+    def fails(config, neuron=None):
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(workers, "train", fails)
+    with pytest.raises(SystemExit):
+        experiment(words, tmp_path / "out", seeds=2)
+    assert "cannot be taken again to compare their losses" in capsys.readouterr().err
+
+
 def test_one_failed_run_does_not_lose_the_others(words, tmp_path, monkeypatch, capsys):
     real = workers.train
 
@@ -285,7 +297,7 @@ def test_keeping_of_finished_runs_is_said_not_to_be_done(words, tmp_path, capsys
 
 @pytest.mark.parametrize("match", ["flops", "time"])
 def test_budgets_fix_each_arms_steps(words, tmp_path, calls, monkeypatch, match):
-    monkeypatch.setattr(compare, "first_steps", lambda configs, rounds: [([], [10.0]), ([], [25.0])][: len(configs)])
+    monkeypatch.setattr(compare, "first_steps", lambda configs, hashes, rounds: [([], [10.0]), ([], [25.0])])
     flags = ["--max_iters=20", "--lr_decay_iters=10", "--eval_interval=20", f"--match={match}"]
     table = experiment(words, tmp_path / "out", *flags, vary="n_layer=1,4", seeds=1)
     ratio = 2.5 if match == "time" else float(table["4"]["flops_per_token_ratio"])
@@ -440,6 +452,12 @@ def test_a_neuron_that_is_edited_while_the_study_runs_ends_its_runs_with_a_sente
     assert left.value.code == 1 and "2 runs failed" in out.err
     assert out.out.count("mine.py was edited while the comparison ran: undo that, or start the command again") == 2
     assert [r["seed"] for r in records_of(tmp_path / "out", "reporting") if r["arm"] == "ReLU"] == [1337]
+
+
+def test_first_steps_are_not_taken_of_an_edited_neuron(words, tmp_path, relu):
+    config = resolve([*words, f"--mlp={relu}"], [], [])
+    found = workers.outcome_or_error(workers.first_steps, ([config], ["another hash"], 1))
+    assert found[0] is None and "was edited while the comparison ran" in found[1]
 
 
 @pytest.mark.parametrize("out_dir", ["file/out", "file"])
