@@ -3,6 +3,7 @@ Speed and memory: each variant beside its control, alternated in one run.
 
     python bench.py --device=cpu
     python bench.py --device=cuda --budget_gb=7        (what an 8 GB card leaves)
+    python bench.py --device=cpu --only=data           (preparing and reading datasets, beside nanoGPT's way)
 
 Training steps are train.py's own, on random tokens. `reference` is a plain loop and model in nanoGPT's manner:
 LayerNorm, nn.GELU, SDPA, batches assembled row by row, AdamW not fused, eager. Times are medians of alternated repeats,
@@ -33,8 +34,8 @@ from kernels.decoding import cast_matrices
 from kernels.matmul import Linear
 from model_bio import GPT, GPTConfig
 from train import TrainConfig, train_step
-from wiggle import configurator, errors
-from wiggle.dataset import Dataset
+from wiggle import configurator, data_speed, errors
+from wiggle.dataset import BatchesAhead, Dataset
 from wiggle.device import Machine, autocast, drain, keep_freed_memory, peak_flops, peak_memory, pick_machine
 from wiggle.errors import UserError
 from wiggle.guarded_step import GuardedOptimizer
@@ -62,10 +63,12 @@ class BenchConfig:
     """What to measure. Raises ValueError for impossible values."""
 
     # what
-    only: Literal["all", "train", "memory", "sample"] = "all"  # one part of the table
+    only: Literal["all", "train", "memory", "sample", "data"] = "all"  # one part of the table; all: the first three
     repeats: int = 7  # alternated rounds behind each median, after one that warms up
     steps: int = 10  # training steps a round
     sample_tokens: int = 500  # tokens to sample
+    data_mb: float = 200.0  # MB of text to prepare
+    batches: int = 10_000  # batches to read
     budget_gb: float | None = None  # cap CUDA's allocator here, and measure the largest micro-batch that fits, no more
     variant: str | None = None  # print the bytes that steps of this variant alone take, measured in this process
 
@@ -75,7 +78,7 @@ class BenchConfig:
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on a GPU with a working Triton
 
     def __post_init__(self):
-        for key in ("repeats", "steps", "sample_tokens", "budget_gb"):
+        for key in ("repeats", "steps", "sample_tokens", "budget_gb", "data_mb", "batches"):
             if getattr(self, key) is not None and not getattr(self, key) > 0:
                 raise ValueError(f"{key}={getattr(self, key)} must be above 0")
         if self.variant not in (None, *VARIANTS):
@@ -409,6 +412,60 @@ def cached_drawing(model: GPT, batch: int, count: int, compiled: bool) -> Callab
     return functools.partial(model.generate, prompts, count, top_k=200, cache=cache, compiled=compiled)
 
 
+# --- what is printed: data ---
+
+
+def bench_data(config: BenchConfig, machine: Machine) -> None:
+    """Preparing text and reading batches beside nanoGPT's way, their memory, and what a training step waits for."""
+    with tempfile.TemporaryDirectory() as name:
+        (folder := Path(name, "texts")).mkdir()
+        texts = data_speed.write_texts(folder, config.data_mb)
+        print(f"\npreparing {texts.megabytes:.0f} MB of Python sources in parquet, GPT-2's tokens")
+        ways = data_speed.ways_to_prepare(texts, Path(name))
+        rounds = alternate(ways, config.repeats, torch.device("cpu"))
+        better = min(("streaming loop", next(iter(ways))), key=lambda way: statistics.median(rounds[way]))
+        for way, seconds in rounds.items():
+            middle, half = median_and_spread([texts.megabytes / s for s in seconds])
+            gain = statistics.median(b / s for s, b in zip(seconds, rounds[better], strict=True))
+            print(f"  {way:<20}{middle:>8.1f} +- {half:<6.1f} MB/s{gain:>8.2f}x {better}'s")
+        for encoder in (way.removeprefix("ours, ") for way in ways if way.startswith("ours")):
+            seconds = data_speed.stage_seconds(texts, encoder)
+            shares = (f"{stage} {100 * s / sum(seconds.values()):.0f} %" for stage, s in seconds.items())
+            print(f"  {encoder}: {', '.join(shares)}, peak {data_speed.peak_of_preparation(texts, encoder):.0f} MB")
+    with tempfile.TemporaryDirectory() as name:
+        data = data_speed.write_random_dataset(Path(name), 2**29)
+        print(f"reading batches of 12 x 1,024 tokens from {2**30 / 1e9:.2f} GB")
+        growth = data_speed.read_batches(data, config.batches)
+        ways = {"ours": functools.partial(data_speed.read_batches, data, 500)}
+        ways["nanoGPT"] = functools.partial(data_speed.read_batches_as_nanogpt, Path(name, "train.bin"), 1024, 500)
+        rounds = alternate(ways, config.repeats, torch.device("cpu"))
+        for way, seconds in rounds.items():
+            print("  {:<20}{:>8.0f} +- {:<6.0f} batches/s".format(way, *median_and_spread([500 / s for s in seconds])))
+        print(f"  resident memory grew by {growth:.0f} MB over {config.batches:,} batches")
+    print(f"  a training step waits for data {100 * waiting_share(machine):.2f} % of its time ({spelled(SMALL)})")
+
+
+SMALL = {**SHAPES["cpu"][0], "mlp": "bio", "bio_gate": "none"}  # config_shakespeare_cpu.py's
+
+
+def waiting_share(machine: Machine, steps: int = 300) -> float:
+    """The share of the time of training steps of the small shape in which they wait for their batch."""
+    with tempfile.TemporaryDirectory() as name:
+        write_random_tokens(Path(name), SMALL["vocab_size"])
+        config = TrainConfig(**SMALL, gradient_accumulation_steps=1)
+        data = Dataset(Path(name), config.block_size, 1)
+        model = GPT(config.gpt_config(config.vocab_size), seed=1).to(machine.device)
+        optimizer = configure_optimizer(model, 0.1, 1e-3, (0.9, 0.99), machine.device.type)
+        guarded = GuardedOptimizer(model, optimizer, machine.device, machine.dtype)
+        with BatchesAhead(data, config.sequences_per_step, config.batch_size) as ahead:
+            timed = data_speed.TimedBatches(ahead)
+            start = time.perf_counter()
+            for number in range(steps):
+                train_step(model, guarded, timed, config, number, 1e-3, machine.device, machine.dtype)
+            drain(machine.device)
+            return timed.seconds / (time.perf_counter() - start)
+
+
 # --- the script ---
 
 
@@ -428,6 +485,9 @@ def main(argv=None):
         bench_budget(config, machine)
         return
     print(f"device    {machine}, torch {torch.__version__}")
+    if config.only == "data":
+        bench_data(config, machine)
+        return
     print(f"kernels   oscillation by {oscillation.backend(machine.device)}, ", end="")
     print(f"attention by {attention.backend(machine.device)}")
     print(f"          large products by {matmul.backend(machine.device)}")
