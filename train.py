@@ -131,17 +131,22 @@ def prepare(config, neuron):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # for what stays in float32
     keep_freed_memory(machine.device)
 
-    resumed = source = model = None
+    resumed = source = model = vocabulary = None
     if config.init_from == "resume":
         resumed, source = checkpoint.read_last(config.out_dir, say)
     elif config.init_from != "scratch":
-        model = load_start(config, neuron, say)
+        model, vocabulary = load_start(config, neuron, say)
         config = replace(config, **model_args(model.config))
     if here.first:
         prepare_missing(config, say)
     connected = connect(config.backend, machine.device)
     wait_for_all()  # the first process may be preparing data
     data = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
+    if vocabulary not in (None, data.tokenizer):
+        raise UserError(
+            f"the weights in {config.init_from} were trained on another vocabulary ({vocabulary['vocab_size']:,} "
+            f"{vocabulary['kind']} tokens) than dataset {config.dataset} has: their ids mean other text"
+        )
     if resumed:
         check_resumable(config, resumed, data, say)
         free = {"dropout": config.dropout, "gradient_checkpointing": config.gradient_checkpointing}
@@ -164,7 +169,10 @@ def prepare(config, neuron):
 
 
 def load_start(config, neuron, say):
-    """The model that init_from names: GPT-2 of Hugging Face, or any checkpoint that checkpoint.load_model opens."""
+    """
+    The model that init_from names, GPT-2 of Hugging Face or any checkpoint that checkpoint.load_model opens, and the
+    identity of its tokenizer, or None where the file names none.
+    """
     if not (is_pretrained(config.init_from) or Path(config.init_from).exists()):
         raise UserError(
             f"init_from={config.init_from!r} is no file: choose scratch, resume, gpt2, or a checkpoint's path"
@@ -177,7 +185,7 @@ def load_start(config, neuron, say):
         raise UserError(f"block_size={config.block_size} is longer than {config.init_from}'s {length}")
     model.crop_block_size(min(config.block_size, length))
     say(f"start     weights of {meta['path']} ({meta['origin']}), a fresh optimizer")
-    return model.train()
+    return model.train(), meta["tokenizer"] and from_identity(meta["tokenizer"]).identity()
 
 
 # What a resumed run may not change: the others may, and are listed where they do.

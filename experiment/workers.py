@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from experiment.ledger import Run
 from model_bio import GPT
-from train import TrainConfig, train
+from train import TrainConfig, train, windows_of
 from wiggle import checkpoint, custom_neuron
 from wiggle.custom_neuron import Neuron
 from wiggle.dataset import Dataset
 from wiggle.device import peak_memory
 from wiggle.errors import UserError
-from wiggle.evaluation import window_losses
+from wiggle.evaluation import evaluate, window_losses
 from wiggle.files import writing
 from wiggle.guarded_step import Diverged
 from wiggle.run_log import duration, print_line
@@ -100,9 +100,19 @@ def train_and_judge(config: TrainConfig, neuron: Neuron | None, stage: str, keep
     result = train(config, neuron)
     if result.interrupted:
         raise UserError(f"stopped by {result.interrupted}")
-    model, _ = checkpoint.load_model(Path(config.out_dir, "ckpt.pt"), config.device, neuron)
+    if not math.isfinite(result.val_loss):
+        raise Diverged("the validation loss is not finite")
+    model, meta = checkpoint.load_model(Path(config.out_dir, "ckpt.pt"), config.device, neuron)
+    if meta["iter_num"] != result.steps:  # train() keeps no weights of a run that is diverging
+        raise Diverged(f"the weights of the last {result.steps - meta['iter_num']} steps were not fit to be saved")
     data = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
     data.check_ids(model.config.vocab_size)
+    judged, _ = evaluate(model, data, "val", windows_of(config), device, getattr(torch, config.dtype))
+    if abs(judged - result.val_loss) > 1e-3 * abs(result.val_loss):
+        raise UserError(
+            f"the model in ckpt.pt has validation loss {judged:.4f} where the trained one had {result.val_loss:.4f}: "
+            f"{config.mlp} keeps something that no checkpoint holds; register it as a parameter or a persistent buffer"
+        )
     starts = data.fixed_windows("val", 0)
     starts = starts[half_of_windows(len(starts), config.block_size) == ("tuning", "reporting").index(stage)]
     losses = window_losses(model, data, "val", starts, device, getattr(torch, config.dtype)).numpy()

@@ -201,6 +201,15 @@ def test_a_text_with_the_same_ids_and_other_characters_is_another_dataset(tiny, 
     assert checkpoint.read(Path(first.out_dir) / "ckpt.pt")["iter_num"] == 6
 
 
+def test_weights_of_another_vocabulary_are_no_start(tiny, tmp_path):
+    first = train(tiny())
+    (tmp_path / "tiny.txt").write_text("the same number of other letters\n" * 200)
+    corpora.prepare(str(tmp_path / "tiny.txt"), data_dir=str(tmp_path / "data"))
+    with pytest.raises(UserError, match="were trained on another vocabulary"):
+        train(tiny(init_from=first.out_dir, data_dir=str(tmp_path / "data"), out_dir=str(tmp_path / "second")))
+    assert not (tmp_path / "second").exists()
+
+
 def test_a_run_in_a_used_folder_moves_the_old_one_aside(tiny):
     first = train(tiny())
     kept = (Path(first.out_dir) / "best.pt").read_bytes()
