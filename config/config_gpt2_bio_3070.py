@@ -1,10 +1,10 @@
 # GPT-2's shape with oscillating neurons and the feature gate, on OpenWebText, for a card of 8 GB.
 #
-#     python prepare_data.py openwebtext            (once: 24 GB to download, 18 GB of tokens; may be stopped and resumed)
+#     python prepare_data.py openwebtext          (once: some 18 GB of tokens; may be stopped and resumed)
 #     python train.py config/config_gpt2_bio_3070.py
 #     python train.py config/config_gpt2_bio_3070.py --use_bio_mlp=False --out_dir=out/gpt2       (its GELU control)
 #
-# nanoGPT's own train.bin and val.bin in data/openwebtext serve as well. Time and loss: not measured, for want of a card.
+# nanoGPT's train.bin and val.bin serve as well. Time and expected loss: not measured, for want of a card.
 # GPT-2's shape (12 layers, 12 heads, width 768, context 1,024), the rate of 6e-4 and its warm-up are the defaults.
 out_dir = "out/gpt2_bio"
 eval_interval = 1000

@@ -3,7 +3,7 @@
 #     python prepare_data.py python_packages && python train.py config/config_python_cpu.py
 #     python train.py config/config_python_cpu.py --use_bio_mlp=False --out_dir=out/python_gelu     (its GELU control)
 #
-# Time and expected loss: not measured yet on a quiet machine. Bits a byte are printed beside nats a token: compare those
+# Time and expected loss: not measured on a quiet machine yet. Bits a byte are printed beside nats a token: they compare
 # with runs on bytes or on other corpora.
 out_dir = "out/python_cpu"
 eval_interval = 100
@@ -12,8 +12,8 @@ log_interval = 10
 
 dataset = "python_packages"
 gradient_accumulation_steps = 1  # one micro-batch
-batch_size = 8
-block_size = 256  # 2,048 tokens a step
+batch_size = 4
+block_size = 256  # 1,024 tokens a step
 
 n_layer = 4
 n_head = 6

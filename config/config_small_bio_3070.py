@@ -1,10 +1,10 @@
 # The historic small shape, 4 layers, 6 heads, width 384, on OpenWebText, for a card of 8 GB.
 #
-#     python prepare_data.py openwebtext            (once: 24 GB to download, 18 GB of tokens; may be stopped and resumed)
+#     python prepare_data.py openwebtext          (once: some 18 GB of tokens; may be stopped and resumed)
 #     python train.py config/config_small_bio_3070.py
 #     python train.py config/config_small_bio_3070.py --use_bio_mlp=False --out_dir=out/small     (its GELU control)
 #
-# nanoGPT's own train.bin and val.bin in data/openwebtext serve as well. Time and loss: not measured, for want of a card.
+# nanoGPT's train.bin and val.bin serve as well. Time and expected loss: not measured, for want of a card.
 # Context 1,024, the rate of 6e-4 and its warm-up are the defaults.
 out_dir = "out/small_bio"
 eval_interval = 1000
