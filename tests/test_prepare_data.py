@@ -39,6 +39,16 @@ def test_it_says_what_it_made(tmp_path, run):
     assert sorted(path.name for path in (tmp_path / "d" / "n").iterdir()) == ["meta.json", "train.bin", "val.bin"]
 
 
+def test_files_are_streamed_whatever_their_size(tmp_path, run):
+    (tmp_path / "verses").mkdir()
+    for number in range(60):
+        (tmp_path / "verses" / f"{number}.txt").write_text(f"{number}: {VERSE}")
+    code, said, _ = run("--files=verses", "--tokenizer=byte", "--val_fraction=0.3", "--data_dir=d")
+    assert code == 0 and "data     d/verses: 60 files of verses" in said
+    code, said, _ = run("--files=verses", "--tokenizer=byte", "--val_fraction=0.3", "--data_dir=d")
+    assert code == 0 and "d/verses is finished already" in said and "next     python train.py" in said
+
+
 @pytest.mark.parametrize("has_card", [False, True])
 @pytest.mark.parametrize("tokens", [2, 3, 40, 65, 2000, 100_000_000])
 @pytest.mark.parametrize("kind", ["char", "gpt2"])
@@ -131,6 +141,13 @@ def test_names_that_the_console_cannot_print_do_not_stop_it(tmp_path, run, monke
         (["a.txt"], "a.txt is too short to fill train.bin (1 characters)"),
         (["latin.txt"], "latin.txt is not text in UTF-8: byte 3 does not fit"),
         (["nothing"], "holds no text in UTF-8"),
+        (["openwebtex"], "did you mean 'openwebtext'?"),
+        (["verse.txt", "--max_docs=5"], "--max_docs goes with large corpora: give your text as --files=verse.txt"),
+        (["verse.txt", "--hf=a/b"], "corpus and hf name a corpus each"),
+        (["--files=verse.txt", "--input=verse.txt"], "--input goes with a Shakespeare corpus"),
+        (["--files=verse.txt", "--tokenizer=char"], "char needs the whole text in memory"),
+        (["--files=verse.txt", "--val_fraction=0"], "expected a share between 0 and 1"),
+        (["--files=*.tex"], "matches no file"),
     ],
 )
 def test_mistakes_are_one_sentence_and_write_nothing(tmp_path, run, arguments, message):

@@ -255,8 +255,8 @@ class Preparation:
         expected: int | None,
     ):
         self.folder, self.journal, self.source, self.limits, self.encoder = folder, journal, source, limits, encoder
-        self.expected = expected
-        self.state = journal.state
+        self.expected, self.state = expected, journal.state
+        self.lost: UserError | None = None  # why the source could be read no further
         self.dtype = np.dtype("<u2" if TOKENIZERS[limits.tokenizer].vocab_size <= 2**16 else "<u4")
         self.border = int(limits.val_fraction * 2**64)  # hashes below it are of validation documents
 
@@ -306,16 +306,26 @@ class Preparation:
         chunks = self.source.files.chunks(tuple(self.state.place), self.state.crc)
         with ThreadPoolExecutor(self.encoder.threads) as pool, ReadAhead(chunks, 2) as ahead:
             try:
-                for chunk in ahead:
+                while (chunk := self._next_chunk(ahead)) is not None:
                     pending.append(pool.submit(self._encode, chunk, count))
                     count += len(chunk.documents)
                     if len(pending) > most:
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()
+                if self.lost is not None:
+                    raise self.lost
             finally:
                 for future in pending:
                     future.cancel()
+
+    def _next_chunk(self, ahead: Iterator[Chunk]) -> Chunk | None:
+        """The next chunk. None at the end and where the source is lost: what was read before is still to be written."""
+        try:
+            return next(ahead, None)
+        except UserError as error:
+            self.lost = error
+            return None
 
     def _encode(self, chunk: Chunk, first: int) -> Batch:
         """Encode a chunk, whose first document has the number `first`, and tell its documents' splits."""

@@ -15,7 +15,7 @@ from wiggle.python_packages import open_python_packages
 from wiggle.readers import FileSequence
 from wiggle.sources import LARGE_CORPORA, SKIPPED_FOLDERS, list_folder
 
-TRIES = 6  # to fetch a file
+TRIES, WAIT = 6, 1.0  # to fetch a file, and seconds before the second one; each later wait is twice as long
 # name -> (the hub's id, subset, share for validation, documents of the split train). No revision is pinned: what is
 # newest at the start of a preparation is kept through all its resumptions, and meta.json records it.
 HUB = {
@@ -173,7 +173,7 @@ def hub_file(repository: str, revision: str, files: list[list], downloads: Path,
                     "goes on where this stopped"
                 ) from None
             print(f"note     {name}: {one_line(error)}; trying again", flush=True)
-            time.sleep(2**attempt)
+            time.sleep(WAIT * 2**attempt)
     try:
         yield path
     finally:

@@ -73,6 +73,7 @@ class FileSequence:
         replays: bool = False,
     ):
         self.names, self.sizes, self.column, self.replays = names, sizes, column, replays
+        self.fetches = fetch is not None
         self.fetch = fetch or (lambda number: contextlib.nullcontext(names[number]))
         self.wrong_files: dict[str, list[str]] = {}  # why files were left out -> their names
         self.seen: set[bytes] = set()  # hashes of documents, of those kinds of files that leave out duplicates
@@ -104,6 +105,9 @@ class FileSequence:
                     yield chunk
                     chunk, size = chunk._replace(documents=[], left_out=Counter()), 0
             chunk = chunk._replace(place=max(chunk.place, (file + 1, 0, 0)))
+            if self.fetches and chunk.documents:  # the next file may be out of reach: let nothing wait for it
+                yield chunk
+                chunk, size = chunk._replace(documents=[], left_out=Counter()), 0
         yield chunk
 
     def _read(self, file: int, place: Place, left_out: Counter) -> Iterator[Rows]:
