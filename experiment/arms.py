@@ -77,6 +77,14 @@ class Tuning:
         fits = [point for point in self.losses if key_number is None or point[key_number] == value]
         return min((point for point in fits if self.mean(point) < float("inf")), key=self.mean, default=None)
 
+    def lead(self) -> list[float]:
+        """By how much the best point is ahead of the second best, by tuning seed; [] where there is no second."""
+        ranked = sorted((point for point in self.losses if self.mean(point) < float("inf")), key=self.mean)
+        if len(ranked) < 2:
+            return []
+        best, second = (self.losses[point] for point in ranked[:2])
+        return [behind - ahead for ahead, behind in zip(best, second, strict=True)]
+
 
 @dataclass(frozen=True)
 class ArmResult:

@@ -310,13 +310,15 @@ def tuning_noise(study: Study, tunings: dict[str, Tuning]) -> str:
     """A sentence on how much of the choice of a point is noise."""
     if len(study.seeds["tuning"]) < 2:
         return "With one tuning seed the noise of this choice is not known, and no interval holds it."
-    spreads = [statistics.stdev(tuning.losses[best]) for tuning in tunings.values() if (best := tuning.best())]
-    if not spreads:
+    leads = [lead for tuning in tunings.values() if (lead := tuning.lead())]
+    if not leads:
         return ""
-    median, most = statistics.median(spreads), max(spreads)
+    ahead = statistics.median(map(statistics.mean, leads))
+    spreads = list(map(statistics.stdev, leads))
     return (
-        f"At the points taken, the loss varies over tuning seeds by a standard deviation of {median:.4f} (median over "
-        f"arms; {most:.4f} at most): points closer than that are chosen among by chance, which no interval holds."
+        f"The point taken leads the second best by {ahead:.4f} (median over arms), which varies over tuning seeds by a "
+        f"standard deviation of {statistics.median(spreads):.4f} ({max(spreads):.4f} at most): noise of the choice "
+        "that no interval holds."
     )
 
 

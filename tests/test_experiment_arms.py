@@ -140,8 +140,11 @@ def test_also_names_one_value_that_is_swept():
 
 def test_the_best_point_has_the_lowest_finite_mean():
     inf = float("inf")
-    tuning = Tuning({(1e-3, None): [2.0], (1e-3, "unit"): [1.0, inf], (2e-3, None): [1.9], (2e-3, "unit"): [1.7, 1.9]})
+    tuning = Tuning({(1e-3, None): [2.0], (1e-3, "unit"): [1.0, inf], (2e-3, None): [1.9], (2e-3, "unit"): [1.8]})
     assert tuning.best() == (2e-3, "unit")
     assert tuning.best(1, None) == (2e-3, None)
     assert tuning.best(0, 1e-3) == (1e-3, None)
+    assert tuning.lead() == pytest.approx([0.1])
+    assert Tuning({(1.0,): [1.0, 2.0], (2.0,): [1.5, 3.0], (3.0,): [9.0, inf]}).lead() == [0.5, 1.0]
+    assert Tuning({(1.0,): [1.0], (2.0,): [inf]}).lead() == []
     assert Tuning({(1.0,): [inf]}).best() is None and Tuning({}).best() is None
