@@ -310,6 +310,27 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing(tmp_path, texts, monkeypa
     assert files(prepare(texts, tmp_path / "data")) == whole
 
 
+def test_an_interrupted_preparation_says_how_to_go_on(tmp_path, texts, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 3, KeyboardInterrupt)
+        prepare(texts, tmp_path / "data")
+    done = bulk.Journal(tmp_path / "data" / "texts" / JOURNAL).state.total_documents
+    assert f"stopped  after {done:,} documents: the same command goes on from here" in capsys.readouterr().out and done
+
+
+def test_progress_tells_documents_tokens_speed_and_the_time_left(tmp_path):
+    files = readers.FileSequence(["a", "b"], [600, 400])
+    progress = bulk.Progress(files, bulk.Limits(), bulk.State(), expected=2000)
+    progress.start_share = 0.0
+    state = bulk.State(tokens={"train": 9000, "val": 1000}, documents={"train": 90, "val": 10})
+    state.text_bytes = {"train": 39_000_000, "val": 1_000_000}
+    line = progress.line(state, share=0.25, seconds=20.0)
+    assert line == "100 of 2,000 documents, 10,000 tokens, 2.0 MB/s, 25%, 0:01:00 left"
+    assert progress._share(state, done=500) == 0.5
+    progress.limits = bulk.Limits(max_tokens=12_500)
+    assert progress._share(state, done=500) == 0.8
+
+
 def test_standard_input_goes_on_if_the_same_text_is_piped_again(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "TEXT_PIECE", 500)
     text = "".join(f"line {number} of a text\n" for number in range(3000))

@@ -276,6 +276,9 @@ class Preparation:
                     self.state = dataclasses.replace(self.state, finished=True)
                 finally:
                     self._commit()
+        except KeyboardInterrupt:
+            print(f"stopped  after {self.state.total_documents:,} documents: the same command goes on from here")
+            raise
         except OSError as error:
             if error.errno is None:
                 raise

@@ -68,7 +68,8 @@ def write_texts(folder: Path, megabytes: float) -> Texts:
 def prepare_here(texts: Texts, encoder: str, folder: Path) -> None:
     """Prepare texts by wiggle/bulk.py."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        prepare_bulk(find_bulk_corpus("", files=texts.pattern), folder, "ours", encoder=encoder, force=True)
+        corpus = find_bulk_corpus("", files=texts.pattern)
+        prepare_bulk(corpus, folder, "ours", val_fraction=0.1, encoder=encoder, force=True)
 
 
 def encode_row(row: dict) -> dict:

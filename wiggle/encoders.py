@@ -23,7 +23,7 @@ from wiggle.errors import UserError
 from wiggle.tokenizer import END_OF_TEXT, gpt2_encoding
 
 PIECE = 2**20  # characters that tiktoken encodes at a time
-FIRST_CHECKED, CHECKED_EVERY = 100, 1000  # which documents tiktoken encodes as well, to check gigatoken
+FIRST_CHECKED, CHECKED_EVERY = 20, 1000  # which documents tiktoken encodes as well, to check gigatoken
 
 
 class Encoded(NamedTuple):

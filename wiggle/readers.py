@@ -351,10 +351,9 @@ def read_wheel(path: str | Path, seen: set[bytes]) -> Iterator[Rows]:
         for at, name in enumerate(names):
             data = wheel.read(name).replace(b"\r\n", b"\n").strip() + b"\n"
             digest = hashlib.sha256(data).digest()
-            if data == b"\n" or GENERATED.search(data[:2000]) or digest in seen:
-                continue
+            wanted = data != b"\n" and digest not in seen and not GENERATED.search(data[:2000])
             seen.add(digest)
-            yield [data], 0, at + 1, (at + 1) / len(names)
+            yield [data] if wanted else [], 0, at + 1, (at + 1) / len(names)
 
 
 KINDS = {
