@@ -111,7 +111,8 @@ def training_command(folder: Path, meta: dict, has_card: bool) -> str:
 def training_config(meta: dict, has_card: bool) -> str:
     """The config file for a dataset, by its meta.json, and a machine with or without a CUDA card."""
     if not has_card:
-        return "config/quickstart.py"
+        packages = meta.get("place") == "python_packages" and meta["tokenizer"]["kind"] == "gpt2"
+        return "config/config_python_cpu.py" if packages else "config/quickstart.py"
     if meta["tokenizer"]["kind"] != "gpt2":
         return "config/config_shakespeare_bio_3070.py"
     if meta["train_tokens"] < 100_000_000:  # too few to learn a language from: GPT-2 knows it already

@@ -69,6 +69,12 @@ def test_the_suggested_command_fits_the_data_and_the_machine(tmp_path, kind, tok
     Dataset(folder, config.block_size, 1)
 
 
+def test_python_packages_have_a_config_of_their_own_on_a_cpu(tmp_path):
+    meta = {"tokenizer": {"kind": "gpt2"}, "train_tokens": 10**8, "val_tokens": 10**6, "place": "python_packages"}
+    command = prepare_data.training_command(tmp_path.relative_to(tmp_path) / "data" / "python_packages", meta, False)
+    assert command == "python train.py config/config_python_cpu.py"
+
+
 def test_the_suggested_command_repeats_no_default(run):
     _, said, _ = run("verse.txt", "--name=shakespeare_works")
     assert said.splitlines()[-1] in (
