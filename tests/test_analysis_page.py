@@ -78,6 +78,7 @@ def panel(figure, title):
 
 
 @pytest.mark.parametrize("n_layer", [1, 12])
+@pytest.mark.slow
 def test_texts_of_an_oscillating_page_do_not_collide(n_layer):
     figure = oscillating_page(n_layer)
     assert collisions(figure) == []
@@ -91,6 +92,7 @@ def test_means_are_written_where_there_is_room(n_layer, means):
 
 
 @pytest.mark.parametrize("n_layer", [1, 12])
+@pytest.mark.slow
 def test_texts_of_a_dendritic_page_do_not_collide(n_layer):
     figure = dendritic_page(n_layer)
     assert collisions(figure) == []

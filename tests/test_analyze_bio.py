@@ -97,6 +97,7 @@ def rewritten(run, path, change=lambda weights: None, **entries):
 
 
 @pytest.mark.parametrize("kind", ["feature", "dendritic"])
+@pytest.mark.slow
 def test_a_run_gives_a_page_and_figures_and_stays_as_it_is(runs, analyse, capsys, kind):
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in Path(runs[kind]).iterdir()}
     figures = analyse(runs[kind], draw=True, to=runs[kind])

@@ -93,6 +93,7 @@ def test_the_ceilings_are_plausible():
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 8, 13, 64])
+@pytest.mark.slow
 def test_the_largest_micro_batch_that_fits(monkeypatch, most):
     tried = []
 

@@ -35,6 +35,7 @@ def exit_with_1_without_library():
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_two_processes_build_at_once_and_leave_one_library(folder):
     fork = multiprocessing.get_context("fork")
     pair = [fork.Process(target=exit_with_1_without_library) for _ in range(2)]
@@ -73,6 +74,7 @@ def test_without_a_private_folder_nothing_is_built(tmp_path, folder):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_without_openmp_a_library_serves_up_to_its_limit_of_threads(tmp_path, monkeypatch):
     """As with Apple's compiler: one thread of C serves where torch has few, and plain torch where it has many."""
     real = c_library.find_compiler()

@@ -111,15 +111,23 @@ def test_what_is_no_experiment_is_refused_in_a_sentence(words, capsys, arguments
 def test_same_seed_means_same_weights_and_same_batches(words, tmp_path, monkeypatch):
     found, _ = plan_arms(["mlp=gelu,bio,dendritic"], [], None, "steps", [*words, "--max_blowup=None"])
     batches, models, real = [], [], Dataset.windows
-    monkeypatch.setattr(Dataset, "windows", lambda *a: batches[-1].append(out := real(*a)) or out)
+
+    def noted(data, split, starts):
+        windows = real(data, split, starts)
+        batches[-1][split, tuple(starts)] = (
+            windows  # by place: training batches are read ahead, in a thread of their own
+        )
+        return windows
+
+    monkeypatch.setattr(Dataset, "windows", noted)
     for arm in found:
-        batches.append([])
+        batches.append({})
         train(replace(arm.config, out_dir=str(tmp_path / arm.name)))
         models.append(dict(GPT(arm.config.gpt_config(9), seed=arm.config.seed).named_parameters()))
     for other, model in zip(batches[1:], models[1:], strict=True):
-        assert len(other) == len(batches[0]) > 10
-        assert all(torch.equal(a, b) for ours, theirs in zip(batches[0], other, strict=True)
-                   for a, b in zip(ours, theirs, strict=True))  # fmt: skip
+        assert other.keys() == batches[0].keys() and len(other) > 10
+        for place, ours in batches[0].items():
+            assert all(torch.equal(a, b) for a, b in zip(ours, other[place], strict=True))
         for name, weight in models[0].items():
             if name in model and model[name].shape == weight.shape:
                 assert torch.equal(model[name], weight), name
@@ -133,6 +141,7 @@ def test_validation_too_short_for_two_halves_is_refused(corpus, capsys):
 # --- the whole of it ---
 
 
+@pytest.mark.slow
 def test_the_same_model_under_two_names_is_inconclusive(words, tmp_path, relu):
     out = tmp_path / "out"
     sweep = ["--sweep=learning_rate=1e-3,1e-2", "--tuning_seeds=1"]
@@ -168,6 +177,7 @@ def test_the_reported_loss_is_of_the_last_weights_on_the_other_half(words, tmp_p
     assert float(table["gelu"]["val_loss"]) == pytest.approx(found.item(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_repeats_nothing(words, tmp_path, calls, monkeypatch, capsys):
     sweep = ["--sweep=learning_rate=1e-3,1e-2", "--tuning_seeds=1"]
     whole = experiment(words, tmp_path / "whole", *sweep)
@@ -273,6 +283,7 @@ def test_report_that_would_be_empty_leaves_the_one_that_is_there(words, tmp_path
     assert "(0 of 2 arms are tuned with --tuning_seeds=2)" in refused(capsys, [*words, *swept])
 
 
+@pytest.mark.slow
 def test_steps_that_vary_are_not_called_equal(words, tmp_path):
     table = experiment(words, tmp_path / "out", vary="max_iters=4,6", seeds=1)
     assert [line["steps"] for line in table.values()] == ["4", "6"]
@@ -281,11 +292,13 @@ def test_steps_that_vary_are_not_called_equal(words, tmp_path):
     assert "All arms had equal steps" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_steps_of_the_table_are_those_of_the_swept_point(words, tmp_path):
     table = experiment(words, tmp_path / "out", "--sweep=max_iters=4,6", "--tuning_seeds=1", seeds=1)
     assert all(line["steps"] == line["max_iters"] for line in table.values())
 
 
+@pytest.mark.slow
 def test_keeping_of_finished_runs_is_said_not_to_be_done(words, tmp_path, capsys):
     experiment(words, tmp_path / "out", seeds=1)
     experiment(words, tmp_path / "out", "--keep", seeds=2)
@@ -366,6 +379,7 @@ def test_a_grid_is_tuned_for_each_arm_alike(words, tmp_path, calls):
     assert re.search(r"python train.py .*--mlp=gelu --learning_rate=0.01 --c_fc_std=\S+ --seed=1337", text)
 
 
+@pytest.mark.slow
 def test_also_reports_each_arm_at_the_best_point_of_another_value(words, tmp_path, calls):
     also = ["--also=c_fc_std=None", "--tuning_seeds=1"]
     best = experiment(words, tmp_path / "out", *GRID, *also, seeds=2)
@@ -385,6 +399,7 @@ def test_also_reports_each_arm_at_the_best_point_of_another_value(words, tmp_pat
     assert len(calls) == begun
 
 
+@pytest.mark.slow
 def test_a_second_sweep_goes_on_from_the_runs_of_the_first(words, tmp_path, calls):
     experiment(words, tmp_path / "out", GRID[0], "--tuning_seeds=1", seeds=1)
     begun = len(calls)
@@ -395,6 +410,7 @@ def test_a_second_sweep_goes_on_from_the_runs_of_the_first(words, tmp_path, call
 # --- what else was looked at ---
 
 
+@pytest.mark.slow
 def test_seeds_that_are_added_after_a_report_are_marked(words, tmp_path):
     looked = "these arms were judged with"
     experiment(words, tmp_path / "out", seeds=1)
@@ -406,6 +422,7 @@ def test_seeds_that_are_added_after_a_report_are_marked(words, tmp_path):
     assert looked not in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_report_names_other_arms_of_its_folder(words, tmp_path):
     experiment(words, tmp_path / "out", vary="mlp=gelu,silu", seeds=1)
     assert "other arms" not in (tmp_path / "out" / "report.md").read_text()
@@ -413,6 +430,7 @@ def test_the_report_names_other_arms_of_its_folder(words, tmp_path):
     assert "runs.jsonl holds reporting runs of other arms too: silu" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_reused_runs_of_another_name_are_not_another_arm(words, tmp_path):
     experiment(words, tmp_path / "first", seeds=1)
     grid = ["--vary=n_layer=1,2", f"--reuse={tmp_path / 'first' / 'runs.jsonl'}"]
@@ -424,6 +442,7 @@ def test_reused_runs_of_another_name_are_not_another_arm(words, tmp_path):
 # --- what may happen to a study from outside ---
 
 
+@pytest.mark.slow
 def test_a_second_comparison_in_the_same_folder_is_refused_and_a_report_is_not(words, tmp_path, capsys):
     experiment(words, tmp_path / "out", seeds=1)
     with folder_lock(tmp_path / "out", "a comparison"):

@@ -108,6 +108,7 @@ def test_a_batch_does_not_depend_on_the_blocks_that_its_windows_are_looked_up_in
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+@pytest.mark.slow
 def test_memory_stays_flat_however_much_of_a_file_is_read(tmp_path):
     folder = write_dataset(tmp_path / "d", train=40_000_000, dtype="uint32", val=2000)  # 160 MB
     data = Dataset(folder, 1024, 1)

@@ -95,6 +95,7 @@ def test_the_budget_is_what_is_free_or_ours_within_a_cap_less_headroom(monkeypat
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+@pytest.mark.slow
 def test_freed_memory_is_kept():
     code = """
 import resource, torch

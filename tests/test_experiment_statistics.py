@@ -235,6 +235,7 @@ def verdicts_of(noise, means, seeds, margin=None):
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 12])
+@pytest.mark.slow
 def test_a_comparison_without_differences_seldom_ends_in_a_verdict(noise, seeds):
     found = verdicts_of(noise, [0.0, 0.0, 0.0], seeds)
     false = sum("better" in verdicts or "worse" in verdicts for verdicts in found)
@@ -242,6 +243,7 @@ def test_a_comparison_without_differences_seldom_ends_in_a_verdict(noise, seeds)
 
 
 @pytest.mark.parametrize("seeds", [5, 12])
+@pytest.mark.slow
 def test_arms_that_differ_by_the_margin_are_seldom_equivalent(noise, seeds):
     margin = 0.02
     found = verdicts_of(noise, [margin, -margin, margin], seeds, margin)
@@ -250,6 +252,7 @@ def test_arms_that_differ_by_the_margin_are_seldom_equivalent(noise, seeds):
 
 
 @pytest.mark.parametrize("seeds", [5, 8, 13])
+@pytest.mark.slow
 def test_power_is_what_it_is_said_to_be(noise, seeds):
     arms = 3
     size = resolved(noise.std(), seeds, ALPHA / arms)

@@ -67,6 +67,7 @@ def refused(capsys, *argv):
     return error
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gets_the_same_logits_and_text(tmp_path):
     prompt, models = "abc dig\nha", {}
     for mlp in ("gelu", "gelu_tanh"):

@@ -269,6 +269,7 @@ def test_every_config_builds_and_takes_a_step(arguments, path):
     assert [f for f in TrainConfig.__dataclass_fields__ if getattr(own, f) != getattr(control, f)] in ([], ["mlp"])
 
 
+@pytest.mark.slow
 def test_nanogpts_config_file_runs_unchanged(corpus, tmp_path):
     text = """
 # nanoGPT's keys for its small model of characters, cut down
@@ -338,6 +339,7 @@ def test_a_missing_library_is_an_error(tiny, monkeypatch):
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise on Windows")
+@pytest.mark.slow
 def test_a_signal_saves_and_says_how_to_go_on(tiny, signal_number):
     config = tiny(max_iters=1_000_000, eval_interval=1_000_000, log_interval=10)
     process = subprocess.Popen(
@@ -368,6 +370,7 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_one_trains(tiny):
     assert train(tiny()).steps == 6  # the lock has gone with its run
 
 
+@pytest.mark.slow
 def test_a_signal_stops_between_micro_batches_and_says_so_at_once(tiny):
     config = tiny(max_iters=10, batch_size=1, gradient_accumulation_steps=200_000)  # a step would take minutes
     process = subprocess.Popen(

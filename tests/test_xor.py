@@ -32,6 +32,7 @@ def xor_result(activation, learned_scale):
 
 
 @pytest.mark.parametrize("learned_scale", [False, True])
+@pytest.mark.slow
 def test_single_oscillating_neuron_learns_xor_from_every_seed(learned_scale):
     result = xor_result("oscillation", learned_scale)
     assert (result["solved"], result["seeds"]) == (100, 100)
@@ -40,6 +41,7 @@ def test_single_oscillating_neuron_learns_xor_from_every_seed(learned_scale):
 
 @pytest.mark.parametrize("learned_scale", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.slow
 def test_monotone_neuron_cannot_learn_xor(activation, learned_scale):
     result = xor_result(activation, learned_scale)
     assert result["right_side"] == 0
@@ -47,6 +49,7 @@ def test_monotone_neuron_cannot_learn_xor(activation, learned_scale):
 
 
 @pytest.mark.parametrize(("activation", "fall"), [("gelu", 0.170), ("silu", 0.278)])
+@pytest.mark.slow
 def test_non_monotone_neuron_learns_xor_only_with_a_scale(activation, fall):
     f = ACTIVATIONS[activation](torch.linspace(-20, 20, 40_001))
     assert f.diff().clamp(max=0).sum().item() == pytest.approx(-fall, abs=1e-3)
@@ -54,6 +57,7 @@ def test_non_monotone_neuron_learns_xor_only_with_a_scale(activation, fall):
     assert xor_result(activation, True)["solved"] >= 95  # all 100 did when this was written
 
 
+@pytest.mark.slow
 def test_xor_plain_recipe_leaves_seeds_unsolved():
     assert 60 <= measure(train("oscillation", False, RECIPES["plain"]))["solved"] <= 95  # 79 did when this was written
 
