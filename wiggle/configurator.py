@@ -233,12 +233,12 @@ def _known(kinds, key, where, otherwise):
 
 
 def _shown(value: object, spell: Callable[[typing.Any], str] = repr) -> str:
-    """A value for an error message: one line of at most 200 characters, whatever the value does."""
+    """A value for an error message: one line of at most 300 characters, whatever the value does."""
     try:
         text = spell(value)
     except Exception:  # an int of 5,000 digits, or an object of a config file's own class
         text = f"a {type(value).__name__} that cannot be shown"
-    return " ".join(text.split())[:200]
+    return " ".join(text.split())[:300]
 
 
 def _options(kind):
