@@ -37,8 +37,8 @@ def nonlinearity_section(results: list[ArmResult]) -> list[str]:
         "## How non-linear the arms are",
         "",
         "By layer, on validation text, the mean over seeds: the standard deviation of c_fc's output (the "
-        "pre-activations), and the share of the variance of c_proj's input that no linear map of c_fc's input "
-        "explains (0: the MLP is linear).",
+        "pre-activations), and the share of the variance of c_proj's input that no affine map of each unit's own "
+        "pre-activations explains (0: the MLP is linear).",
         "",
         "| arm | std at the start | non-linear at the start | std at the end | non-linear at the end |",
         "| --- | --- | --- | --- | --- |",

@@ -31,19 +31,26 @@ class Affine(nn.Module):
 
 def test_an_affine_map_leaves_nothing_unexplained_and_noise_all():
     draw = torch.Generator().manual_seed(0)
-    x, noise = torch.randn(2000, 10, generator=draw), torch.randn(2000, 5, generator=draw)
-    y = x @ torch.randn(10, 5, generator=draw) + 4
-    assert unexplained_share(x, y) < 1e-9
-    assert unexplained_share(x, noise) == pytest.approx(1.0, abs=0.02)
-    assert unexplained_share(x, torch.ones(2000, 5)) == 0.0
+    h, noise = torch.randn(2000, 6, generator=draw), torch.randn(2000, 6, generator=draw)
+    assert unexplained_share(h, 3 * h + 1) < 1e-9
+    assert unexplained_share(h, noise) == pytest.approx(1.0, abs=0.01)
+    assert unexplained_share(h, torch.ones(2000, 6)) == 0.0
+    assert unexplained_share(0 * h, noise) == pytest.approx(1.0)  # pre-activations that never move explain nothing
 
 
-def test_a_known_mixture_is_found():
-    h = torch.randn(20000, 1, generator=torch.Generator().manual_seed(0))
-    assert unexplained_share(h, h.square()) == pytest.approx(1.0, abs=0.01)  # an even function of a normal input
+def test_a_unit_is_explained_by_its_own_preactivations_alone():
+    h = torch.randn(5000, 6, generator=torch.Generator().manual_seed(0))  # two rows for each of three units
+    assert unexplained_share(h, h[:, :3] - 2 * h[:, 3:]) < 1e-9
+    assert unexplained_share(h, h[:, [1, 2, 0]]) > 0.99  # another unit's
+
+
+def test_known_activations_of_normal_input_are_as_their_series_say():
+    h = torch.randn(20000, 4, generator=torch.Generator().manual_seed(0))
+    assert unexplained_share(h, h.square()) == pytest.approx(1.0, abs=0.01)  # an even function
     # relu is h/2 + |h|/2: variances 1/4 and (1 - 2/pi)/4, uncorrelated
     expected = (1 - 2 / math.pi) / (2 - 2 / math.pi)
     assert unexplained_share(h, h.relu()) == pytest.approx(expected, abs=0.01)
+    assert unexplained_share(0.23 * h, nn.functional.gelu(0.23 * h)) == pytest.approx(0.06, abs=0.01)
 
 
 def test_a_model_without_an_activation_is_linear_in_every_layer(idx):

@@ -38,24 +38,24 @@ class Nonlinearity(NamedTuple):
     """How an MLP uses its activation on some tokens."""
 
     preactivation_std: float  # standard deviation of c_fc's output, over tokens and features
-    share: float  # of the variance of c_proj's input, what no linear map of c_fc's input explains: 0 = a linear MLP
+    share: float  # of the variance of c_proj's input, what no affine map of each unit's own pre-activations explains
 
 
 @torch.no_grad()
 def nonlinearities(model: GPT, idx: torch.Tensor) -> list[Nonlinearity]:
     """
-    How non-linear each layer's MLP is on idx (B, T): a list over layers, for every kind of MLP.
+    How non-linear each layer's MLP is on idx (B, T): a list over layers, for every kind of MLP with c_fc and c_proj.
 
-    c_proj's input (N tokens, F) is regressed on c_fc's input (N, C) and a constant; the share is the unexplained
-    variance, of all features together, corrected for the number of regressors. N must be well above C.
+    A hidden unit's own pre-activations are the rows of c_fc that it reads: one, two where it is gated, K where it is a
+    dendrite. A share of 0 means that the MLP is linear, and 1 that no unit is: an even function of normal input.
     """
     caught, training = [], model.training
     hooks = []
     for block in model.transformer.h:
         layer = {}
         caught.append(layer)
-        hooks.append(block.mlp.c_fc.register_forward_hook(_catch_c_fc(layer)))
-        hooks.append(block.mlp.c_proj.register_forward_pre_hook(_catch_c_proj(layer)))
+        hooks.append(block.mlp.c_fc.register_forward_hook(_catch_output(layer)))
+        hooks.append(block.mlp.c_proj.register_forward_pre_hook(_catch_input(layer)))
     model.eval()
     try:
         model.hidden(idx)
@@ -63,23 +63,28 @@ def nonlinearities(model: GPT, idx: torch.Tensor) -> list[Nonlinearity]:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return [Nonlinearity(layer["h"].std().item(), unexplained_share(layer["x"], layer["y"])) for layer in caught]
+    return [Nonlinearity(layer["h"].std().item(), unexplained_share(layer["h"], layer["y"])) for layer in caught]
 
 
-def _catch_c_fc(layer):
-    return lambda module, args, output: layer.update(x=args[0].flatten(0, -2), h=output.float())
+def _catch_output(layer):
+    return lambda module, args, output: layer.update(h=output.flatten(0, -2).float())
 
 
-def _catch_c_proj(layer):
-    return lambda module, args: layer.update(y=args[0].flatten(0, -2))
+def _catch_input(layer):
+    return lambda module, args: layer.update(y=args[0].flatten(0, -2).float())
 
 
-def unexplained_share(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The share of y's variance that no affine map of x explains; x: (N, C), y: (N, F), N > C + 1. In 0..1."""
-    x, y = x.double(), y.double()
-    x, y = x - x.mean(0), y - y.mean(0)
-    n, c = x.shape
-    residual = y - x @ torch.linalg.lstsq(x.cpu(), y.cpu(), driver="gelsd").solution.to(x.device)
-    unexplained = residual.square().sum() / max(1, n - c - 1)
-    total = y.square().sum() / (n - 1)
-    return (unexplained / total).item() if total > 0 else 0.0
+def unexplained_share(h: torch.Tensor, y: torch.Tensor) -> float:
+    """
+    The share of the variance of y (N, F) that affine maps of each unit's own pre-activations do not explain: in 0..1.
+
+    h: (N, fan·F), those of unit j in the columns j, j + F, ... as c_fc gives them.
+    """
+    n, units = y.shape
+    own = h.view(n, -1, units).permute(2, 0, 1).double()  # (F, N, fan)
+    own = own - own.mean(1, keepdim=True)
+    wanted = (y.double() - y.double().mean(0)).T.unsqueeze(-1)  # (F, N, 1)
+    gram = own.mT @ own  # (F, fan, fan), singular where a unit's pre-activations never move
+    explained = (own @ (torch.linalg.pinv(gram, hermitian=True) @ (own.mT @ wanted))).square().sum()
+    total = wanted.square().sum()
+    return (1 - explained / total).clamp(0, 1).item() if total > 0 else 0.0
