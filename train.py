@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -52,6 +53,9 @@ from wiggle.telemetry import event_rates, sharpness
 from wiggle.tokenizer import from_identity
 from wiggle.train_config import TrainConfig
 
+Say = Callable[[str], None]  # prints a line
+BuildNeuron = Neuron | Callable[[int], nn.Module]  # number of features -> the module between c_fc and c_proj
+
 
 @dataclass
 class TrainResult:
@@ -72,7 +76,7 @@ class TrainResult:
     val_bpb: float | None = None  # val_loss in bits a byte of text; None where the dataset does not count its bytes
 
 
-def train(config: TrainConfig, neuron: Neuron | Callable[[int], nn.Module] | None = None) -> TrainResult:
+def train(config: TrainConfig, neuron: BuildNeuron | None = None) -> TrainResult:
     """
     Train as the TrainConfig says. May be called many times in one process.
 
@@ -106,18 +110,18 @@ class Setup:
     """What a run begins with: the settings, where it computes, its data, and its model on the CPU."""
 
     config: TrainConfig  # as asked; with init_from=PATH the model's keys are those of the weights
-    neuron: Neuron | Callable[[int], nn.Module] | None
+    neuron: BuildNeuron | None
     processes: Processes
     connected: bool  # whether this run made the process group, and must end it
     machine: Machine
-    say: Callable[[str], None]  # prints a line, in the first process
+    say: Say  # prints a line, in the first process
     data: Dataset
     model: GPT
     resumed: dict | None  # the content of the checkpoint that the run goes on from
     source: Path | None  # that checkpoint's file
 
 
-def prepare(config, neuron):
+def prepare(config: TrainConfig, neuron: BuildNeuron | None) -> Setup:
     """Settings -> Setup. Under torchrun every process does this, and the first one says what it finds."""
     here = processes()
     say = print_line if here.first else lambda line: None
@@ -168,7 +172,7 @@ def prepare(config, neuron):
     return Setup(config, neuron, here, connected, machine, say, data, model, resumed, source)
 
 
-def load_start(config, neuron, say):
+def load_start(config: TrainConfig, neuron: BuildNeuron | None, say: Say) -> tuple[GPT, dict | None]:
     """
     The model that init_from names, GPT-2 of Hugging Face or any checkpoint that checkpoint.load_model opens, and the
     identity of its tokenizer, or None where the file names none.
@@ -192,7 +196,7 @@ def load_start(config, neuron, say):
 FIXED = (*(set(GPTConfig.__dataclass_fields__) - {"dropout", "gradient_checkpointing"}), "seed", "optimizer_type")
 
 
-def check_resumable(config, resumed, data, say):
+def check_resumable(config: TrainConfig, resumed: dict, data: Dataset, say: Say) -> None:
     """Raise UserError where the settings are not those of the run that is to go on."""
     kinds = {"config": dict, "optimizer": dict, "scaler": dict, "dataset": dict, "skipped": list, "iter_num": int}
     kinds |= {"seconds": float, "metrics_bytes": int}
@@ -219,7 +223,7 @@ def check_resumable(config, resumed, data, say):
         say(f"changed   {', '.join(changed)}")
 
 
-def prepare_missing(config, say):
+def prepare_missing(config: TrainConfig, say: Say) -> None:
     """Make a dataset that needs no input and is not there yet, and say so."""
     folder = Path(config.data_dir, config.dataset)
     if config.dataset in ("shakespeare_works", "python_stdlib") and not (folder / "train.bin").exists():
@@ -227,7 +231,7 @@ def prepare_missing(config, say):
         corpora.prepare(config.dataset, config.data_dir)
 
 
-def announce(config, model, data, machine, say):
+def announce(config: TrainConfig, model: GPT, data: Dataset, machine: Machine, say: Say) -> None:
     """Print what the run trains on, what it trains, and what it computes on."""
     unit = {"char": "characters", "byte": "bytes", "gpt2": "tokens"}[data.tokenizer["kind"]]
     train_tokens, val_tokens = (f"{len(data.splits[split]) / 1e6:.2f}M" for split in ("train", "val"))
@@ -295,7 +299,7 @@ def build(setup: Setup) -> Run:
     return run
 
 
-def best_so_far(setup):
+def best_so_far(setup: Setup) -> float:
     """The validation loss of a resumed run's best.pt, measured again where it was measured on other windows."""
     path = Path(setup.config.out_dir, "best.pt")
     try:
@@ -312,7 +316,7 @@ def best_so_far(setup):
     return again
 
 
-def open_files(run):
+def open_files(run: Run) -> RunLog:
     """Put what an earlier run left in out_dir in order, write config.json, and open the logs -> RunLog."""
     out_dir, machine, c = Path(run.config.out_dir), run.machine, run.config
     wandb = None
@@ -373,7 +377,17 @@ def loop(run: Run) -> str | None:
     return None
 
 
-def train_step(model, guarded, data, config, step, lr, device, dtype, stopping=lambda: False):
+def train_step(
+    model: nn.Module,
+    guarded: GuardedOptimizer,
+    data: Dataset | BatchesAhead,
+    config: TrainConfig,
+    step: int,
+    lr: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    stopping: Callable[[], bool] = lambda: False,
+) -> tuple[Tensor, Tensor] | None:
     """
     One step, without waiting for the device -> (mean loss of all its micro-batches, gradient norm).
 
@@ -404,7 +418,7 @@ def train_step(model, guarded, data, config, step, lr, device, dtype, stopping=l
     return loss, guarded.step(loss, config.grad_clip or math.inf)
 
 
-def step_figures(run, loss, norm):
+def step_figures(run: Run, loss: Tensor, norm: Tensor) -> dict:
     """Wait for the step, and raise Diverged where the run is stuck -> what metrics.jsonl keeps of the step itself."""
     one_sequence = run.data.batch(run.step, 1)[0].to(run.machine.device)
     layers = {"event_rate": event_rates(run.model, one_sequence), "beta": sharpness(run.model)}
@@ -414,7 +428,7 @@ def step_figures(run, loss, norm):
     return {"loss": loss, "grad_norm": norm, "skipped": skipped} | layers
 
 
-def log_step(run, lr, figures, step_seconds):
+def log_step(run: Run, lr: float, figures: dict, step_seconds: float) -> None:
     """Record a step's figures, and print them."""
     config = run.resolved
     tokens_per_step = config.sequences_per_step * config.block_size
@@ -435,18 +449,18 @@ def log_step(run, lr, figures, step_seconds):
     run.say(f"{run.step:>7}/{config.max_iters} {line}  {left} left")
 
 
-def progress(run, lr):
+def progress(run: Run, lr: float) -> dict:
     """How far the run has come, as each line of metrics.jsonl begins."""
     tokens = run.step * run.resolved.sequences_per_step * run.resolved.block_size
     return {"step": run.step, "tokens": tokens, "lr": lr, "seconds": round(run.seconds, 3)}
 
 
-def windows_of(config):
+def windows_of(config: TrainConfig) -> int:
     """Windows that an evaluation reads, whatever the batch size: what is measured must not depend on the layout."""
     return 12 * config.eval_iters
 
 
-def evaluate_splits(run):
+def evaluate_splits(run: Run) -> dict:
     """The losses on both splits -> {val_loss, val_stderr, train_loss}, and val_bpb where the text's bytes are known."""
     count, where = windows_of(run.config), (run.machine.device, run.machine.dtype)
     val_loss, val_stderr = evaluate(run.model, run.data, "val", count, *where)
@@ -457,7 +471,7 @@ def evaluate_splits(run):
     return found
 
 
-def evaluate_and_save(run, lr):
+def evaluate_and_save(run: Run, lr: float) -> None:
     """Evaluate, record and print it, and write the checkpoints that are due."""
     run.evaluated = found = evaluate_splits(run)
     better = found["val_loss"] <= run.best  # equal: a run that was killed after best.pt, before ckpt.pt
@@ -473,7 +487,7 @@ def evaluate_and_save(run, lr):
     run.say(f"{run.step:>7}/{run.config.max_iters} {line}")
 
 
-def why_not_to_save(run):
+def why_not_to_save(run: Run) -> str | None:
     """What is wrong with weights that must not replace those in ckpt.pt, or None."""
     if run.evaluated and not math.isfinite(run.evaluated["val_loss"]):
         return "the validation loss is not finite"
@@ -484,7 +498,7 @@ def why_not_to_save(run):
     return None
 
 
-def save_and_say(run, signal_name):
+def save_and_say(run: Run, signal_name: str) -> None:
     """Save the weights of the last whole step, unless they are saved or ruined, and print how to go on."""
     ruin = why_not_to_save(run)
     if run.writes and run.saved_step != run.step and not ruin:
@@ -496,7 +510,7 @@ def save_and_say(run, signal_name):
         run.say(f"stopped   by {signal_name} {step}, saved: --init_from=resume goes on from here")
 
 
-def advice_after_divergence(run):
+def advice_after_divergence(run: Run) -> str:
     """Which file of the run is good, and how to go on from it."""
     out_dir = Path(run.config.out_dir)
     best, last = out_dir / "best.pt", out_dir / "ckpt.pt"
@@ -508,14 +522,14 @@ def advice_after_divergence(run):
     return f"{resume}, or start from the best weights with --init_from={best} and another --out_dir"
 
 
-def losses_line(found):
+def losses_line(found: dict) -> str:
     """An evaluation, as it is printed."""
     spread = "" if math.isnan(found["val_stderr"]) else f" +- {found['val_stderr']:.4f}"
     bits = f"  {found['val_bpb']:.4f} bits a byte" if "val_bpb" in found else ""
     return f"val {found['val_loss']:.4f}{spread}  train {found['train_loss']:.4f}{bits}"
 
 
-def save(run, best_too):
+def save(run: Run, best_too: bool) -> None:
     """Write ckpt.pt, and best.pt before it where the weights are the best so far."""
     out_dir = Path(run.config.out_dir)
     weights = {
@@ -567,7 +581,7 @@ def finish(run: Run, interrupted: str | None) -> TrainResult:
     )
 
 
-def print_sample(model, identity, tokens, seed):
+def print_sample(model: GPT, identity: dict, tokens: int, seed: int) -> None:
     """Print `tokens` tokens of text as they are drawn, as far as anybody reads. identity: the tokenizer's."""
     tokenizer = from_identity(identity)
     device = next(model.parameters()).device
@@ -579,7 +593,7 @@ def print_sample(model, identity, tokens, seed):
 
 
 @errors.script
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     config = configurator.read_settings(TrainConfig, sys.argv[1:] if argv is None else argv, __doc__)
     result = train(config, custom_neuron.load_neuron(config.mlp))
     if result.interrupted:
