@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from model_bio import GPT
 
@@ -12,11 +13,18 @@ def event_rates(model: GPT, idx: torch.Tensor) -> torch.Tensor | None:
     """The share of hidden features that fire on idx (B, T), by layer: (n_layer,); None for a model without a gate."""
     if model.config.mlp != "bio" or model.config.bio_gate == "none":
         return None
-    rates, training = [], model.training
+    rates = []
     hooks = [
         block.mlp.register_forward_pre_hook(lambda mlp, args: rates.append(mlp.event_rate(args[0])))
         for block in model.transformer.h
     ]
+    run_hooked(model, idx, hooks)
+    return torch.stack(rates)
+
+
+def run_hooked(model: GPT, idx: torch.Tensor, hooks: list[RemovableHandle]) -> None:
+    """Run the model on idx (B, T) in eval mode, then remove the hooks and put its mode back, whatever happens."""
+    training = model.training
     model.eval()
     try:
         model.hidden(idx)
@@ -24,7 +32,6 @@ def event_rates(model: GPT, idx: torch.Tensor) -> torch.Tensor | None:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return torch.stack(rates)
 
 
 def sharpness(model: GPT) -> torch.Tensor | None:
@@ -49,20 +56,13 @@ def nonlinearities(model: GPT, idx: torch.Tensor) -> list[Nonlinearity]:
     A hidden unit's own pre-activations are the rows of c_fc that it reads: one, two where it is gated, K where it is a
     dendrite. A share of 0 means that the MLP is linear, and 1 that no unit is: an even function of normal input.
     """
-    caught, training = [], model.training
-    hooks = []
+    caught, hooks = [], []
     for block in model.transformer.h:
         layer = {}
         caught.append(layer)
         hooks.append(block.mlp.c_fc.register_forward_hook(_catch_output(layer)))
         hooks.append(block.mlp.c_proj.register_forward_pre_hook(_catch_input(layer)))
-    model.eval()
-    try:
-        model.hidden(idx)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+    run_hooked(model, idx, hooks)
     return [Nonlinearity(layer["h"].std().item(), unexplained_share(layer["h"], layer["y"])) for layer in caught]
 
 
