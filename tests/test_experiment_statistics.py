@@ -217,7 +217,7 @@ def noise():
         for record in map(json.loads, path.read_text().splitlines()):
             if record["kind"] == "reporting" and record["loss"] is not None:
                 losses.setdefault((record["arm"], str(record["value"])), {})[record["seed"]] = record["loss"]
-        control, *arms = losses.values()
+        control, *arms = losses.values() or [{}]  # a study that is still tuning has no reporting runs
         differences = [[arm[seed] - control[seed] for seed in arm if seed in control] for arm in arms]
         apart = [(a - b) / math.sqrt(2) for values in differences for a, b in itertools.combinations(values, 2)]
         pool += list(0.01 * np.array(apart) / np.std(apart)) if apart else []
