@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from model_bio import ACTIVATIONS, GPT, MLP, GPTConfig, Snake
+from kernels.activations import ACTIVATIONS, Snake
+from model_bio import GPT, MLP, GPTConfig
 from wiggle.optimizers import configure_optimizer
 
 
