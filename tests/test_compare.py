@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import compare
-from experiment import workers
+from experiment import costs, workers
 from experiment.arms import plan_arms, resolve
 from model_bio import GPT
 from tests.conftest import TINY
@@ -49,7 +49,7 @@ def words(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(compare, "ROUNDS", 1)
+    monkeypatch.setattr(costs, "ROUNDS", 1)
 
 
 @pytest.fixture
@@ -310,7 +310,7 @@ def test_keeping_of_finished_runs_is_said_not_to_be_done(words, tmp_path, capsys
 
 @pytest.mark.parametrize("match", ["flops", "time"])
 def test_budgets_fix_each_arms_steps(words, tmp_path, calls, monkeypatch, match):
-    monkeypatch.setattr(compare, "first_steps", lambda configs, hashes, rounds: [([], [10.0]), ([], [25.0])])
+    monkeypatch.setattr(costs, "first_steps", lambda configs, hashes, rounds: [([], [10.0]), ([], [25.0])])
     flags = ["--max_iters=20", "--lr_decay_iters=10", "--eval_interval=20", f"--match={match}"]
     table = experiment(words, tmp_path / "out", *flags, vary="n_layer=1,4", seeds=1)
     ratio = 2.5 if match == "time" else float(table["4"]["flops_per_token_ratio"])

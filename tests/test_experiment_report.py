@@ -6,6 +6,7 @@ import pytest
 
 from experiment import report
 from experiment.arms import Arm, ArmCost, ArmResult, CompareOptions, Comparison, Study, Tuning
+from experiment.table import number
 from train import TrainConfig
 
 LOSSES = {"gelu": [2.00, 2.02, 2.01, 2.03], "bio": [1.90, 1.93, 1.90, 1.92], "silu": [2.001, 2.021, 2.012, 2.029]}
@@ -107,4 +108,4 @@ def test_one_tuning_seed_leaves_the_noise_of_the_choice_unknown(tmp_path):
 
 @pytest.mark.parametrize(("value", "form", "text"), [(float("nan"), ".2f", "–"), (1234.5, ",.0f", "1,234")])
 def test_a_number_that_is_not_known_is_a_dash(value, form, text):
-    assert report.number(value, form) == text
+    assert number(value, form) == text

@@ -1,0 +1,120 @@
+"""The table of a comparison: a line for each arm, as table.csv, as report.md and as the terminal show it."""
+
+import csv
+import io
+
+import numpy as np
+
+from experiment.arms import ArmResult, Study, at_point, spell
+from experiment.statistics import NAN, Difference
+
+COSTS = {  # column of table.csv -> how report.md spells it
+    "parameters": lambda value: f"{value / 1e6:.3f}M",
+    "flops_per_token": lambda value: f"{value / 1e6:.2f}",
+    "ms_per_step": lambda value: number(value, ".1f"),
+    "tokens_per_second": lambda value: number(value, ",.0f"),
+    "peak_mb": lambda value: number(value, ",.0f"),
+}
+
+
+def costs(result: ArmResult) -> dict[str, float]:
+    """The figures of COSTS of one arm."""
+    config, cost = result.arm.config, result.cost
+    peaks = [run["peak_mb"] for run in result.runs.values() if run["peak_mb"] is not None]
+    return {
+        "parameters": cost.parameters,
+        "flops_per_token": cost.flops_per_token,
+        "ms_per_step": cost.ms_per_step,
+        "tokens_per_second": 1000 * config.sequences_per_step * config.block_size / cost.ms_per_step,
+        "peak_mb": float(np.median(peaks)) if peaks else NAN,
+    }
+
+
+def table(study: Study, results: list[ArmResult], differences: list[Difference]) -> list[dict]:
+    """A dict for each arm: what it is, how good, how sure, and what it costs, as such and by the control's."""
+    lines = []
+    any_diverged = any(run["loss"] is None for result in results for run in result.runs.values())
+    for result, d in zip(results, [Difference(verdict="control"), *differences], strict=True):
+        found = [run["loss"] for run in result.runs.values() if run["loss"] is not None]
+        point = result.point or [NAN] * len(study.swept)
+        line = {"arm": result.arm.name} | dict(zip(study.swept, point, strict=True))
+        line |= {
+            "steps": at_point(result.arm.config, study.swept, point).max_iters if result.point is not None else NAN
+        }
+        line["seeds"] = len(found)
+        line |= {"diverged": len(result.runs) - len(found)} if any_diverged else {}
+        line |= {"val_loss": np.mean(found) if found else NAN, "val_sd": np.std(found, ddof=1) if found[1:] else NAN}
+        line |= {"difference": d.mean, "low": d.low, "high": d.high, "p": d.p, "p_holm": d.p_holm, "verdict": d.verdict}
+        for (key, cost), base in zip(costs(result).items(), costs(results[0]).values(), strict=True):
+            line |= {key: cost, f"{key}_ratio": cost / base if base else NAN}
+        lines.append(line | {"ms_per_step_ratio": result.cost.ratio})  # of what was timed side by side
+    return lines
+
+
+def as_csv(lines: list[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, lines[0], lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        plain = {key: f"{value:.7g}" if isinstance(value, float) else str(value) for key, value in line.items()}
+        writer.writerow({key: "" if value == "nan" else value for key, value in plain.items()})
+    return text.getvalue()
+
+
+# --- words and numbers ---
+
+
+def number(value: float, form: str) -> str:
+    """A formatted number, or a dash where it is NaN: too few seeds, or nothing to measure."""
+    return "–" if np.isnan(value) else format(value, form)
+
+
+def interval(line: dict) -> str:
+    """'+0.0123 [-0.0100, +0.0346]', as far as a line of the table has it."""
+    low, high = number(line["low"], "+.4f"), number(line["high"], "+.4f")
+    return number(line["difference"], "+.4f") + ("" if low == "–" else f" [{low}, {high}]")
+
+
+def seeds_text(study: Study, line: dict) -> str:
+    """'6 seeds', or '5 of 6 seeds, 1 diverged'."""
+    planned, diverged = len(study.seeds["reporting"]), line.get("diverged", 0)
+    text = f"{line['seeds']} seeds" if line["seeds"] == planned else f"{line['seeds']} of {planned} seeds"
+    return f"{text}, {diverged} diverged" if diverged else text
+
+
+def summary(line: dict) -> str:
+    """A line of the table, to print."""
+    text = f"{line['arm']:<16} val {number(line['val_loss'], '.4f')} +- {number(line['val_sd'], '.4f')}"
+    if line["verdict"] != "control":
+        text += f"  {interval(line)} {line['verdict']}  parameters {number(line['parameters_ratio'], '.2f')}x"
+        text += f", time a step {number(line['ms_per_step_ratio'], '.2f')}x"
+    return text
+
+
+# --- in report.md ---
+
+
+def grid(header: list, rows: list[list]) -> list[str]:
+    """The lines of a markdown table."""
+    return [f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def big_table(study: Study, lines: list[dict]) -> list[str]:
+    """The lines of table.csv as a markdown table."""
+    header = ["arm", *study.swept, "validation loss", "difference [95 % interval]", "p (Holm)", "verdict"]
+    header += ["parameters", "MFLOP a token", "ms a step", "tokens/s", "memory, MiB", "steps"]
+    rows = []
+    for line in lines:
+        loss = f"{number(line['val_loss'], '.4f')} ± {number(line['val_sd'], '.4f')}"
+        if line["seeds"] < len(study.seeds["reporting"]):
+            loss += f" ({seeds_text(study, line)})"
+        row = [line["arm"], *(spell(line[key]).replace("nan", "–") for key in study.swept), loss]
+        if line["verdict"] == "control":
+            row += ["", "", "control"]
+        else:
+            row += [interval(line), number(line["p_holm"], ".2g"), f"**{line['verdict']}**"]
+        for key, shown in COSTS.items():
+            ratio = line[f"{key}_ratio"]
+            row.append(shown(line[key]) + ("" if np.isnan(ratio) else f" ({ratio:.2f}x)"))
+        rows.append([*row, number(line["steps"], ",")])
+    return grid(header, rows)
