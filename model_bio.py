@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels import attention as fused_attention
 from kernels.activations import ACTIVATIONS
-from kernels.cross_entropy import ChunkedCrossEntropy
+from kernels.cross_entropy import chunked_cross_entropy
 from kernels.decoding import STEP_OPTIONS, KVCache, pick_tokens
 from kernels.matmul import Linear
 from kernels.oscillation import oscillate, oscillate_gated
@@ -461,10 +461,9 @@ class GPT(nn.Module):
         if targets is None:
             return self.lm_head(x[:, [-1], :]), None
         if self.training and idx.numel() * self.config.vocab_size > LARGE_LOGITS:
-            weight = self.lm_head.weight
-            if torch.is_autocast_enabled(x.device.type):
-                x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
-            return None, ChunkedCrossEntropy.apply(x.flatten(0, 1), weight, targets.flatten())
+            low = torch.is_autocast_enabled(x.device.type)
+            dtype = torch.get_autocast_dtype(x.device.type) if low else x.dtype
+            return None, chunked_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), dtype)
         logits = self.lm_head(x)
         return logits, F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1), ignore_index=-1)
 

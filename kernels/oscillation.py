@@ -9,9 +9,10 @@ x: (..., features), any float type, and y like it; each vector: (features,). The
 a float64 x): a bfloat16 phase would be off by up to 0.058 in the sine. The backward pass recomputes u, v, s and z from
 x, so an operation keeps as much memory as GELU. The vectors' gradients are summed over tokens in a fixed order.
 
-In eager mode a kernel serves the CPU (oscillation.c) and CUDA (oscillation_triton.py); `backend` says which and why.
-Under torch.compile the CPU keeps its kernel, while elsewhere Inductor fuses the plain operations below with their
-neighbours. float64, second derivatives, other devices and WIGGLE_KERNEL=plain take the plain operations, too.
+A kernel serves the CPU (oscillation.c) and CUDA (oscillation_triton.py); `backend` says which and why. torch.compile
+keeps the kernels, as one opaque operation: the backward pass that Inductor would make of the gated form keeps four
+float32 tensors where the kernel keeps x. float64, second derivatives, other devices, a card's compiled steps without
+gradients and WIGGLE_KERNEL=plain take the plain operations below.
 """
 
 import functools
@@ -70,11 +71,27 @@ def _check_and_apply(threshold: float, x: Tensor, *vectors: Tensor) -> Tensor:
     if x.ndim == 0 or not x.is_floating_point():
         raise ValueError(f"x: expected floats of shape (..., features), received {x.dtype} of shape {tuple(x.shape)}")
     features, device = x.shape[-1:], x.device
-    for name, v in zip(NAMES, vectors, strict=False):
+    for name, v in zip(NAMES[: len(vectors)], vectors, strict=True):
         if v.shape != features or v.device != device:
             expected = f"shape {tuple(features)} on {device} for x of shape {tuple(x.shape)}"
             raise ValueError(f"{name}: expected {expected}, received shape {tuple(v.shape)} on {v.device}")
+    if torch.compiler.is_compiling() and not _compiles_opaquely(x):
+        # Without an autograd.Function: torch 2.11 loses the gradients of one whose forward pass returns what .to(dtype)
+        # left as it was.
+        return _run_plain(x, vectors, threshold, None)[0]
     return _Oscillation.apply(threshold, x, *vectors)
+
+
+def _compiles_opaquely(x: Tensor) -> bool:
+    """
+    Whether torch.compile takes the kernel of x's device as one operation that it cannot look into.
+
+    On a card the steps of generation, which need no gradients, are left to Inductor: it fuses them with their
+    neighbours.
+    """
+    if PLAIN or x.dtype == torch.float64:
+        return False
+    return x.device.type == "cpu" or (x.device.type == "cuda" and torch.is_grad_enabled())
 
 
 class _Oscillation(torch.autograd.Function):
@@ -94,7 +111,7 @@ class _Oscillation(torch.autograd.Function):
 def _choose_kernel(x: Tensor) -> Callable:
     """The kernel for x. Inside _Oscillation, gradients are on only where a second derivative is wanted."""
     if torch.compiler.is_compiling():
-        return _run_compiled if x.device.type == "cpu" and x.dtype != torch.float64 and not PLAIN else _run_plain
+        return _run_compiled
     return _run_plain if x.dtype == torch.float64 or torch.is_grad_enabled() else _load_kernel(x.device.type)[0]
 
 
@@ -166,9 +183,13 @@ def _in_float32(x: Tensor, *others: Tensor) -> list[Tensor]:
     return [t.to(torch.float64 if x.dtype == torch.float64 else torch.float32) for t in (x, *others)]
 
 
-@torch.library.custom_op("wiggle::oscillation", mutates_args=())
+@torch.library.custom_op(
+    "wiggle::oscillation",
+    mutates_args=(),
+    schema="(Tensor x, Tensor[] vectors, float threshold, Tensor? grad) -> (Tensor, Tensor)",
+)
 def _run_compiled(x: Tensor, vectors: Sequence[Tensor], threshold: float, grad: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The CPU's kernel as one opaque operation, since torch.compile cannot trace ctypes. A call costs 10 us more."""
+    """A device's kernel as one opaque operation, since torch.compile cannot trace ctypes. A call costs 10 us more."""
     y, sums = _load_kernel(x.device.type)[0](x, vectors, threshold, grad)
     return y.contiguous(), x.new_empty(0) if sums is None else sums
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model_bio
-from kernels import attention, c_library
+from kernels import attention, c_library, cross_entropy
 from kernels.decoding import cast_matrices
 from model_bio import (
     ACTIVATIONS,
@@ -272,7 +272,7 @@ def test_the_loss_in_chunks_is_the_plain_one(monkeypatch, dtype):
     found = []
     for limit in (2**25, 0):
         monkeypatch.setattr(model_bio, "LARGE_LOGITS", limit)
-        monkeypatch.setattr(model_bio.ChunkedCrossEntropy, "CHUNK", 7)
+        monkeypatch.setattr(cross_entropy, "CHUNK", 7)
         model = loud(GPT(small(mlp="bio"))).train()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             logits, loss = model(x, targets)
@@ -284,6 +284,20 @@ def test_the_loss_in_chunks_is_the_plain_one(monkeypatch, dtype):
     torch.testing.assert_close(*(loss for loss, _ in found), **close)
     for a, b in zip(*(gradients for _, gradients in found), strict=True):
         torch.testing.assert_close(a, b, **close)
+
+
+COMPILED = [{}, {"mlp": "bio"}, {"mlp": "bio", "bio_gate": "none"}, {"mlp": "dendritic"}]
+
+
+@pytest.mark.parametrize("changes", COMPILED, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_training_step_is_one_graph_with_the_loss_in_chunks(monkeypatch, changes, dtype):
+    monkeypatch.setattr(model_bio, "LARGE_LOGITS", 0)
+    torch._dynamo.reset()
+    model, x = GPT(small(**changes)).train(), ids(3, 16)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        compiled = torch.compile(model, backend="eager", fullgraph=True)  # which a break of the graph would fail
+        torch.testing.assert_close(compiled(x, x)[1], model(x, x)[1])
 
 
 def test_too_long_a_context_is_an_error_with_both_lengths():

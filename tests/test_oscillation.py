@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import gelu
 
 from kernels import c_library, oscillation, oscillation_cpu
@@ -251,6 +252,25 @@ def test_the_compiled_operation_is_as_declared(path, form):
         torch.library.opcheck(oscillation._run_compiled, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_on_a_card_torch_compile_keeps_the_kernel_in_training_and_fuses_generation(dtype):
+    """Its backward pass of the gated form would keep four float32 tensors of x's shape where the kernel keeps x."""
+    with FakeTensorMode():
+        x = torch.empty(2, 4, device="cuda", dtype=dtype)
+        assert oscillation._compiles_opaquely(x) == (dtype != torch.float64)
+        with torch.no_grad():
+            assert not oscillation._compiles_opaquely(x)
+
+
+def test_plain_operations_are_compiled_without_an_autograd_function(monkeypatch):
+    """torch 2.11 gives the function's inputs zero gradients in float32, whose .to(x.dtype) changes nothing."""
+    monkeypatch.setattr(oscillation, "PLAIN", True)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    x, vectors = make((3, 4), "gated")
+    y = fused(x.requires_grad_(), *vectors)
+    assert "_Oscillation" not in type(y.grad_fn).__name__ and y.grad_fn is not None
+
+
 def assert_compiles(backend, form):
     """The compiled operation is the reference in contiguous, strided and low-precision calls."""
     x, vectors = make((9, 17), form)
@@ -283,11 +303,11 @@ def test_inductor_changes_nothing(form, without_kernel, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 @each_form
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_card_gives_the_values_and_gradients_of_the_reference(form, dtype):
     x, vectors = make((3000, 100), form, dtype)
     got = run(fused, x.cuda(), [v.cuda() for v in vectors])
-    rtol = 2e-5 if dtype == torch.float32 else 2**-9
+    rtol = {torch.float32: 2e-5, torch.float16: 2**-9, torch.bfloat16: 2**-6}[dtype]
     assert_close([t.cpu() for t in got], run(plain, x, vectors), 3000, rtol)
 
 

@@ -4,13 +4,14 @@ from typing import NamedTuple
 
 import torch
 
-from kernels.cross_entropy import ChunkedCrossEntropy
+from kernels.cross_entropy import chunk_bytes
 from model_bio import GPT, LARGE_LOGITS
 from wiggle.device import Card
 from wiggle.distributed import rank_and_world
 from wiggle.train_config import TrainConfig
 
 GIB = 2**30
+CPU = torch.device("cpu")
 # What RuntimeErrors for want of memory say, besides torch.OutOfMemoryError: the CPU's and Apple's allocators, cuBLAS.
 FAILURES = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -23,7 +24,7 @@ def out_of_memory(error: BaseException) -> bool:
 def out_of_memory_advice(config: TrainConfig, model: GPT, device: torch.device, dtype: torch.dtype) -> str:
     """The sentence for a run that ran out of memory: what it takes by estimate, and what would take less."""
     batch = 1 if config.batch_size == "auto" else config.batch_size
-    takes = estimated_bytes(model, config.optimizer_type, dtype, batch)
+    takes = estimated_bytes(model, config.optimizer_type, dtype, batch, device)
     where, fits, measured, cures = str(device), batch, "", []
     if device.type == "cuda":
         room = Card(device).budget()
@@ -54,7 +55,9 @@ class Estimate(NamedTuple):
     spared: float  # of `sequence`, what gradient_checkpointing would spare
 
 
-def estimated_bytes(model: GPT, optimizer_type: str, dtype: torch.dtype, batch: int) -> Estimate:
+def estimated_bytes(
+    model: GPT, optimizer_type: str, dtype: torch.dtype, batch: int, device: torch.device = CPU
+) -> Estimate:
     """
     What training takes, added up from the model's shape.
 
@@ -75,10 +78,9 @@ def estimated_bytes(model: GPT, optimizer_type: str, dtype: torch.dtype, batch: 
     kept = c.n_layer * (block + hidden) + working + (4 + b) * c.n_embd + 8
     recomputed = c.n_layer * 4 * c.n_embd + working + block + hidden
     rows = batch * c.block_size
-    logits = 12 * rows * c.vocab_size
-    if rows * c.vocab_size > LARGE_LOGITS:
-        logits = (12 + copies) * min(rows, ChunkedCrossEntropy.CHUNK) * c.vocab_size
-    logits += (4 + b) * c.vocab_size * c.n_embd  # the gradient of lm_head's weight
+    logits = 12 * rows * c.vocab_size + (4 + b) * c.vocab_size * c.n_embd  # and the gradient of lm_head's weight
+    if rows * c.vocab_size > LARGE_LOGITS:  # a chunk's, its part of that gradient, and the sum of the parts
+        logits = chunk_bytes(device, rows, c.vocab_size, dtype) + 8 * c.vocab_size * c.n_embd
     copied = weights // c.n_layer if c.gradient_checkpointing else weights  # copies of a block go with the block
     fixed = 8 * weights + copies * copied + optimizer_state_bytes(model, optimizer_type) + logits
     each = recomputed if c.gradient_checkpointing else kept
