@@ -65,7 +65,10 @@ def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
     parser = Parser("compare.py", description=__doc__, formatter_class=form, allow_abbrev=False, epilog=more)
     add = parser.add_argument
     add("--vary", action="append", required=True, metavar="KEY=A,B", help="the difference; given twice, the full grid")
-    add("--control", metavar="ARM", help="the arm that the others are judged against (default: the first)")
+    control_help = (
+        "the arm that all others are judged against (default: the first, of two keys at each value of the second)"
+    )
+    add("--control", metavar="ARM", help=control_help)
     add("--seeds", type=int, default=3, help="reporting runs of each arm (default 3; fewer give no verdict)")
     sweep_help = "tune this key for each arm alike, on the tuning half; given again, the full grid of the keys"
     add("--sweep", action="append", default=[], metavar="KEY=X,Y,Z", help=sweep_help)

@@ -47,17 +47,17 @@ def nonlinearity_section(results: list[ArmResult]) -> list[str]:
     ]
 
 
-def notes_on_starts(results: list[ArmResult]) -> list[str]:
-    """A sentence for each arm that starts more than FACTOR away from the control, in the mean over layers."""
-    notes, control = [], by_layer(results[0], "start")
-    for result in results[1:]:
-        arm = by_layer(result, "start")
+def notes_on_starts(pairs: list[tuple[ArmResult, ArmResult]]) -> list[str]:
+    """A sentence for each (arm, its control) that start more than FACTOR apart, in the mean over layers."""
+    notes = []
+    for result, base in pairs:
+        arm, control = by_layer(result, "start"), by_layer(base, "start")
         if control is None or arm is None:
             continue
         for figure, ours, theirs in zip(FIGURES, arm.mean(axis=0), control.mean(axis=0), strict=True):
             if max(ours, theirs) > FACTOR * min(ours, theirs):
                 notes.append(
-                    f"{result.arm.name} and {results[0].arm.name} start apart: the {figure} is {ours:.2f} against "
+                    f"{result.arm.name} and {base.arm.name} start apart: the {figure} is {ours:.2f} against "
                     f"{theirs:.2f}, so their difference is also one of initial scale (c_fc_std; sweep it)"
                 )
     return notes

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from experiment.arms import Arm, Comparison, Study, at_edge, spell
+from experiment.contrasts import control_of, pair_with_controls
 from experiment.ledger import Ledger, settings_of
 from experiment.nonlinearity import notes_on_starts
 from train import TrainConfig
@@ -13,7 +14,9 @@ def find_notes(study: Study, ledger: Ledger, comparisons: list[Comparison], look
     notes = [note for comparison in comparisons for note in notes_on_edges(study, comparison)]
     notes += [note for comparison in comparisons for note in notes_on_seeds(study, comparison)]
     notes += notes_on_folder(study, ledger, looked_at)
-    return notes + [note for comparison in comparisons for note in notes_on_starts(comparison.results)]
+    return notes + [
+        note for comparison in comparisons for note in notes_on_starts(pair_with_controls(study, comparison.results))
+    ]
 
 
 def notes_on_edges(study: Study, comparison: Comparison) -> list[str]:
@@ -35,8 +38,8 @@ def notes_on_seeds(study: Study, comparison: Comparison) -> list[str]:
     for result in comparison.results:
         name = result.arm.name + where
         diverged = [str(seed) for seed, record in result.runs.items() if record["loss"] is None]
-        if diverged and result is comparison.results[0]:
-            notes.append(f"{name}, the control, diverged with seed {', '.join(diverged)}: no arm gets a verdict")
+        if diverged and control_of(study, result.arm) is result.arm:
+            notes.append(f"{name}, the control, diverged with seed {', '.join(diverged)}: no arm gets a verdict by it")
         elif diverged:
             notes.append(f"{name} diverged with seed {', '.join(diverged)}, which counts against it")
         if len(result.runs) < planned:

@@ -3,13 +3,13 @@
 import shlex
 from dataclasses import dataclass
 
-from experiment.arms import ArmResult, Comparison, Study, Tuning
+from experiment.arms import Comparison, Study, Tuning
+from experiment.contrasts import Contrast, level_key, make_contrasts, pair_with_controls
 from experiment.nonlinearity import nonlinearity_section
 from experiment.pictures import draw_curves, draw_forest
 from experiment.provenance import command, machine
 from experiment.sections import power_section, power_summary, tuning_section
-from experiment.statistics import Difference, judge, paired
-from experiment.table import as_csv, big_table, number, seeds_text, summary, table
+from experiment.table import as_csv, big_table, is_arm, number, seeds_text, summary, table
 from wiggle.files import atomic_write
 
 BUDGETS = {"steps": "steps", "flops": "FLOPs", "time": "seconds"}  # --match -> what all arms have alike
@@ -44,27 +44,23 @@ def write(
     """
     sections, printed = [], []
     for comparison in comparisons:
-        differences = compare_arms(study, comparison.results)
-        lines = table(study, comparison.results, differences)
+        contrasts = make_contrasts(study, comparison.results)
+        lines = table(study, comparison.results, contrasts)
         suffix = f"-{comparison.where}" if comparison.where else ""
         with atomic_write(study.out_dir / f"table{suffix}.csv") as file:
             file.write(as_csv(lines).encode())
-        draw_curves(comparison.results, study.out_dir / f"curves{suffix}.png")
-        title = forest_title(study, comparison)
-        draw_forest(comparison.results, differences, title, study.out_dir / f"forest{suffix}.png")
-        sections.append(Section(comparison, differences, lines, suffix))
+        pairs = pair_with_controls(study, comparison.results)
+        draw_curves(comparison.results, pairs, study.out_dir / f"curves{suffix}.png")
+        if contrasts:
+            title = forest_title(study, comparison)
+            draw_forest(comparison.results, contrasts, title, study.out_dir / f"forest{suffix}.png")
+        sections.append(Section(comparison, contrasts, lines, suffix))
         printed += [f"at {comparison.where}:"] if suffix else []
         printed += map(summary, lines)
-        printed += power_summary(study, differences)
+        printed += power_summary(study, contrasts)
     with atomic_write(study.out_dir / "report.md") as file:
         file.write(markdown(study, sections, tunings, notes, argv).encode())
     return [*printed, *(f"note      {note}" for note in notes), f"report    {study.out_dir / 'report.md'}"]
-
-
-def compare_arms(study: Study, results: list[ArmResult]) -> list[Difference]:
-    """The judged difference of each arm but the first, the control, to the control."""
-    losses = [{seed: run["loss"] for seed, run in result.runs.items()} for result in results]
-    return judge([paired(arm, losses[0], study.seeds["reporting"]) for arm in losses[1:]], study.options.margin)
 
 
 def forest_title(study: Study, comparison: Comparison) -> str:
@@ -93,7 +89,7 @@ class Section:
     """What the report says of one comparison. suffix: of the names of its files."""
 
     comparison: Comparison
-    differences: list[Difference]
+    contrasts: list[Contrast]
     lines: list[dict]
     suffix: str
 
@@ -104,17 +100,17 @@ def markdown(
     """The text of report.md; sections: the best points' first."""
     best, *others = sections
     lines = best.lines
-    varied = " and ".join(text.partition("=")[0] for text in study.options.vary)
-    text = [f"# {varied}: {', '.join(line['arm'] for line in lines[1:])} against {lines[0]['arm']}", ""]
+    text = [f"# {headline(study, best.contrasts)}", ""]
     text += [*verdicts(study, lines), "", *(f"> **Note:** {note}." for note in notes), ""]
     text += [*big_table(study, lines), "", method(study, lines), ""]
     diverged = any("diverged" in line for section in sections for line in section.lines)
     text += [DIVERGED, ""] if diverged else []
-    text += power_section(study, best.comparison, best.differences)
+    text += power_section(study, best.contrasts)
     text += nonlinearity_section(best.comparison.results)
     if study.swept:
         text += tuning_section(study, best.comparison, tunings)
-    text += ["![validation loss by tokens](curves.png)", "", "![differences to the control](forest.png)", ""]
+    text += ["![validation loss by tokens](curves.png)", ""]
+    text += ["![differences to the control](forest.png)", ""] if best.contrasts else []
     for section in others:
         where = section.comparison.where
         text += [
@@ -124,7 +120,7 @@ def markdown(
             "",
         ]
         text += [*verdicts(study, section.lines), "", *big_table(study, section.lines), ""]
-        text += [f"![differences to the control at {where}](forest{section.suffix}.png)", ""]
+        text += [f"![differences to the control at {where}](forest{section.suffix}.png)", ""] * bool(section.contrasts)
         text += nonlinearity_section(section.comparison.results)
     text += ["## How it was made", "", "```", shlex.join(["python", "compare.py", *argv]), "```", ""]
     commands = [command(study, result) for result in best.comparison.results]
@@ -132,20 +128,47 @@ def markdown(
     return "\n".join([*text, *machine(study)]) + "\n"
 
 
+def headline(study: Study, contrasts: list[Contrast]) -> str:
+    """What is compared with what."""
+    varied = " and ".join(text.partition("=")[0] for text in study.options.vary)
+    tested = [contrast for contrast in contrasts if not contrast.is_interaction]
+    if not tested:
+        return f"{varied}: {', '.join(arm.name for arm in study.arms)}"
+    if level_key(study):
+        return f"{varied}: {', '.join(f'{contrast.name} against {contrast.control}' for contrast in tested)}"
+    return f"{varied}: {', '.join(contrast.name for contrast in tested)} against {tested[0].control}"
+
+
 def method(study: Study, lines: list[dict]) -> str:
     """How the numbers of the table came about, as far as it holds for this study."""
     options = study.options
     equal = f" All arms had equal {BUDGETS[options.match]}."
-    if options.match == "steps" and len({line["steps"] for line in lines}) > 1:
+    if options.match == "steps" and len({line["steps"] for line in lines if is_arm(line)}) > 1:
         equal = ""
     equivalent = EQUIVALENT.format(margin=options.margin) if options.margin else ""
-    return METHOD.format(budget=equal, equivalent=equivalent)
+    return METHOD.format(budget=equal, equivalent=equivalent) + method_of_levels(study)
+
+
+def method_of_levels(study: Study) -> str:
+    """What a control of each level means, where there is one."""
+    key = level_key(study)
+    if not key:
+        return ""
+    if key == "dataset":
+        return " Each dataset has its own control and verdict: losses on different texts are not comparable."
+    first = study.arms[0].settings[key]
+    return (
+        f" Each value of {key} has its own control. An interaction is the difference to the control less that at "
+        f"{key}={first}, paired by seed: below 0 the arm gains more than there. All are corrected together."
+    )
 
 
 def verdicts(study: Study, lines: list[dict]) -> list[str]:
-    """A line of a list for each arm but the control."""
+    """A line of a list for each difference that is tested."""
     text = []
-    for line in lines[1:]:
+    for line in lines:
+        if line["verdict"] == "control":
+            continue
         low, high = number(line["low"], "+.4f"), number(line["high"], "+.4f")
         numbers = f"{number(line['difference'], '+.4f')} nats a token, 95 % interval {low} to {high}"
         text.append(f"- {line['arm']}: **{line['verdict']}** ({numbers}, {seeds_text(study, line)})")

@@ -3,7 +3,8 @@
 import statistics
 
 from experiment.arms import Comparison, Point, Study, Tuning, spell
-from experiment.statistics import ALPHA, ENOUGH_SEEDS, MANY_SEEDS, Difference, resolved, sd_range, seeds_needed
+from experiment.contrasts import Contrast
+from experiment.statistics import ALPHA, ENOUGH_SEEDS, MANY_SEEDS, resolved, sd_range, seeds_needed
 from experiment.table import grid, number
 
 # --- tuning ---
@@ -53,19 +54,20 @@ def tuning_noise(study: Study, tunings: dict[str, Tuning]) -> str:
 # --- power ---
 
 
-def power_section(study: Study, comparison: Comparison, differences: list[Difference]) -> list[str]:
+def power_section(study: Study, contrasts: list[Contrast]) -> list[str]:
     """What the seeds of this study can resolve, and how many it takes to find the difference of --power."""
-    wanted, arms, seeds = study.options.power, len(differences), len(study.seeds["reporting"])
+    wanted, tests, seeds = study.options.power, len(contrasts), len(study.seeds["reporting"])
     rows = []
-    for result, d in zip(comparison.results[1:], differences, strict=True):
+    for contrast in contrasts:
+        d = contrast.difference
         if len(d.values) >= ENOUGH_SEEDS and (sd := d.values.std(ddof=1)):
-            needed = seeds_needed(wanted, sd, ALPHA / arms) or f"over {MANY_SEEDS:,}"
-            rows.append([result.arm.name, f"{sd:.4f}", f"{resolved(sd, len(d.values), ALPHA / arms):.4f}", needed])
+            needed = seeds_needed(wanted, sd, ALPHA / tests) or f"over {MANY_SEEDS:,}"
+            rows.append([contrast.name, f"{sd:.4f}", f"{resolved(sd, len(d.values), ALPHA / tests):.4f}", needed])
     if not rows:
         return []
     low, high = sd_range(seeds)
     text = (
-        f"At p < 0.05 / {arms}, Holm's first step, the seeds at hand find the difference in the third column with a "
+        f"At p < 0.05 / {tests}, Holm's first step, the seeds at hand find the difference in the third column with a "
         f"chance of 80 %, and so many as in the last column find one of {wanted:g}. The standard deviation of {seeds} "
         f"seeds is itself uncertain: the true one lies between {low:.2f} and {high:.1f} times it (95 %)."
     )
@@ -73,12 +75,13 @@ def power_section(study: Study, comparison: Comparison, differences: list[Differ
     return ["## Power", "", text, "", *grid(header, rows), ""]
 
 
-def power_summary(study: Study, differences: list[Difference]) -> list[str]:
+def power_summary(study: Study, contrasts: list[Contrast]) -> list[str]:
     """The line on power to print: from the arm that varies least to the one that varies most."""
-    wanted, alpha, seeds = study.options.power, ALPHA / len(differences), len(study.seeds["reporting"])
-    sds = [d.values.std(ddof=1) for d in differences if len(d.values) >= ENOUGH_SEEDS]
+    values = [contrast.difference.values for contrast in contrasts]
+    sds = [v.std(ddof=1) for v in values if len(v) >= ENOUGH_SEEDS]
     if not any(sds):
         return []
+    wanted, alpha, seeds = study.options.power, ALPHA / len(contrasts), len(study.seeds["reporting"])
     low, high = (resolved(sd, seeds, alpha) for sd in (min(sds), max(sds)))
     least, most = (seeds_needed(wanted, sd, alpha) or f"over {MANY_SEEDS:,}" for sd in (min(sds), max(sds)))
     return [f"power     {seeds} seeds find {low:.4f} to {high:.4f} at 80 %; {wanted:g} takes {least} to {most} seeds"]

@@ -66,6 +66,30 @@ def paired(arm: dict[int, float | None], control: dict[int, float | None], seeds
     return found
 
 
+def interaction(
+    arm: dict[int, float | None],
+    control: dict[int, float | None],
+    base_arm: dict[int, float | None],
+    base_control: dict[int, float | None],
+    seeds: range | list[int],
+) -> Difference:
+    """
+    (arm - control) - (base_arm - base_control), paired by seed: losses by seed of four -> Difference without a verdict.
+
+    Ranks do not tell which of four runs a diverged seed speaks against: there is no p while one is missing or diverged.
+    """
+    found = paired(subtract(arm, control), subtract(base_arm, base_control), seeds)
+    if not found.complete:
+        found.p = NAN
+    return found
+
+
+def subtract(arm: dict[int, float | None], control: dict[int, float | None]) -> dict[int, float]:
+    """The differences of two losses by seed, where both are finite."""
+    both = [seed for seed in arm if seed in control and None not in (arm[seed], control[seed])]
+    return {seed: arm[seed] - control[seed] for seed in both}
+
+
 def standard_error(values: np.ndarray) -> float:
     return values.std(ddof=1) / np.sqrt(len(values))
 

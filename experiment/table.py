@@ -6,6 +6,7 @@ import io
 import numpy as np
 
 from experiment.arms import ArmResult, Study, at_point, spell
+from experiment.contrasts import Contrast, control_of
 from experiment.statistics import NAN, Difference
 
 COSTS = {  # column of table.csv -> how report.md spells it
@@ -30,25 +31,48 @@ def costs(result: ArmResult) -> dict[str, float]:
     }
 
 
-def table(study: Study, results: list[ArmResult], differences: list[Difference]) -> list[dict]:
-    """A dict for each arm: what it is, how good, how sure, and what it costs, as such and by the control's."""
-    lines = []
+def table(study: Study, results: list[ArmResult], contrasts: list[Contrast]) -> list[dict]:
+    """A dict for each arm: what it is, how good, how sure, and what it costs; then one for each interaction."""
+    tested, by_name = {contrast.name: contrast for contrast in contrasts}, {r.arm.name: r for r in results}
     any_diverged = any(run["loss"] is None for result in results for run in result.runs.values())
-    for result, d in zip(results, [Difference(verdict="control"), *differences], strict=True):
-        found = [run["loss"] for run in result.runs.values() if run["loss"] is not None]
-        point = result.point or [NAN] * len(study.swept)
-        line = {"arm": result.arm.name} | dict(zip(study.swept, point, strict=True))
-        line |= {
-            "steps": at_point(result.arm.config, study.swept, point).max_iters if result.point is not None else NAN
-        }
-        line["seeds"] = len(found)
-        line |= {"diverged": len(result.runs) - len(found)} if any_diverged else {}
-        line |= {"val_loss": np.mean(found) if found else NAN, "val_sd": np.std(found, ddof=1) if found[1:] else NAN}
-        line |= {"difference": d.mean, "low": d.low, "high": d.high, "p": d.p, "p_holm": d.p_holm, "verdict": d.verdict}
-        for (key, cost), base in zip(costs(result).items(), costs(results[0]).values(), strict=True):
+    lines = []
+    for result in results:
+        line = figures_of_arm(study, result, any_diverged) | judged(tested.get(result.arm.name))
+        control = by_name[control_of(study, result.arm).name]
+        for (key, cost), base in zip(costs(result).items(), costs(control).values(), strict=True):
             line |= {key: cost, f"{key}_ratio": cost / base if base else NAN}
-        lines.append(line | {"ms_per_step_ratio": result.cost.ratio})  # of what was timed side by side
+        ratio = result.cost.ratio / control.cost.ratio  # of what was timed side by side
+        lines.append(line | {"ms_per_step_ratio": ratio})
+    for contrast in contrasts:
+        if contrast.is_interaction:
+            seeds = len(contrast.difference.values)
+            lines.append(dict.fromkeys(lines[0], NAN) | {"arm": contrast.name, "seeds": seeds} | judged(contrast))
     return lines
+
+
+def figures_of_arm(study: Study, result: ArmResult, any_diverged: bool) -> dict:
+    """The settings and the loss of one arm, as columns. any_diverged: whether a run of any arm has diverged."""
+    found = [run["loss"] for run in result.runs.values() if run["loss"] is not None]
+    point = result.point or [NAN] * len(study.swept)
+    line = {"arm": result.arm.name} | dict(zip(study.swept, point, strict=True))
+    line["steps"] = NAN
+    if result.point is not None:
+        line["steps"] = at_point(result.arm.config, study.swept, point).max_iters
+    line["seeds"] = len(found)
+    line |= {"diverged": len(result.runs) - len(found)} if any_diverged else {}
+    return line | {"val_loss": np.mean(found) if found else NAN, "val_sd": np.std(found, ddof=1) if found[1:] else NAN}
+
+
+def judged(contrast: Contrast | None) -> dict:
+    """The difference to the control as columns; None: of a control."""
+    d = contrast.difference if contrast else Difference()
+    verdict = contrast.verdict if contrast else "control"
+    return {"difference": d.mean, "low": d.low, "high": d.high, "p": d.p, "p_holm": d.p_holm, "verdict": verdict}
+
+
+def is_arm(line: dict) -> bool:
+    """Whether a line of the table is an arm's, and no interaction's."""
+    return not np.isnan(line["parameters"])
 
 
 def as_csv(lines: list[dict]) -> str:
@@ -84,6 +108,8 @@ def seeds_text(study: Study, line: dict) -> str:
 
 def summary(line: dict) -> str:
     """A line of the table, to print."""
+    if not is_arm(line):
+        return f"{line['arm']}: {interval(line)} {line['verdict']}"
     text = f"{line['arm']:<16} val {number(line['val_loss'], '.4f')} +- {number(line['val_sd'], '.4f')}"
     if line["verdict"] != "control":
         text += f"  {interval(line)} {line['verdict']}  parameters {number(line['parameters_ratio'], '.2f')}x"
@@ -105,16 +131,21 @@ def big_table(study: Study, lines: list[dict]) -> list[str]:
     header += ["parameters", "MFLOP a token", "ms a step", "tokens/s", "memory, MiB", "steps"]
     rows = []
     for line in lines:
-        loss = f"{number(line['val_loss'], '.4f')} ± {number(line['val_sd'], '.4f')}"
-        if line["seeds"] < len(study.seeds["reporting"]):
-            loss += f" ({seeds_text(study, line)})"
-        row = [line["arm"], *(spell(line[key]).replace("nan", "–") for key in study.swept), loss]
-        if line["verdict"] == "control":
-            row += ["", "", "control"]
-        else:
-            row += [interval(line), number(line["p_holm"], ".2g"), f"**{line['verdict']}**"]
+        tested = [interval(line), number(line["p_holm"], ".2g"), f"**{line['verdict']}**"]
+        if not is_arm(line):
+            row = [line["arm"], *[""] * (len(study.swept) + 1), *tested]
+            rows.append(row + [""] * (len(header) - len(row)))
+            continue
+        row = [line["arm"], *(spell(line[key]).replace("nan", "–") for key in study.swept), loss_cell(study, line)]
+        row += ["", "", "control"] if line["verdict"] == "control" else tested
         for key, shown in COSTS.items():
             ratio = line[f"{key}_ratio"]
             row.append(shown(line[key]) + ("" if np.isnan(ratio) else f" ({ratio:.2f}x)"))
         rows.append([*row, number(line["steps"], ",")])
     return grid(header, rows)
+
+
+def loss_cell(study: Study, line: dict) -> str:
+    """'1.9974 ± 0.0131', with the number of seeds where some are missing."""
+    loss = f"{number(line['val_loss'], '.4f')} ± {number(line['val_sd'], '.4f')}"
+    return loss if line["seeds"] == len(study.seeds["reporting"]) else f"{loss} ({seeds_text(study, line)})"

@@ -43,11 +43,11 @@ tuned_once longer_3x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$HIGH -
 D=(--mlp=dendritic --seeds=3 --sweep learning_rate=$LOW --keep --log_interval=5)
 tuned_once dendritic_2 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 "${D[@]}"
 tuned_once oscillation_muon --vary mlp=gelu,relu2,bio --seeds=5 --sweep learning_rate=2.5e-3,5e-3,1e-2,2e-2,4e-2 --optimizer_type=muon
-tuned_once layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --seeds=3 --sweep learning_rate=1.5e-3,$RATES
+tuned_once layers --vary mlp=gelu,bio --vary n_layer=4,3,2 --control="gelu 4" --seeds=3 --sweep learning_rate=1.5e-3,$RATES
 tuned_once wider_256 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.875e-4,3.75e-4,$LOW --n_embd=256
-tuned_once dendritic_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 "${D[@]}" --reuse=results/dendritic_2/runs.jsonl
+tuned_once dendritic_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 --control="layer 1.0" "${D[@]}" --reuse=results/dendritic_2/runs.jsonl
 tuned_once dendritic_4 --vary dendritic_beta_init=1.0,0.3,3.0,10.0 --dendritic_branches=4 "${D[@]}"
-tuned_once dendritic_4_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 --dendritic_branches=4 "${D[@]}" \
+tuned_once dendritic_4_fixed --vary dendritic_beta=layer,fixed --vary dendritic_beta_init=1.0,10.0 --control="layer 1.0" --dendritic_branches=4 "${D[@]}" \
     --reuse=results/dendritic_4/runs.jsonl
 tuned_once longer_10x --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.5e-3,$RATES --max_iters=5000 --warmup_iters=500 --eval_interval=1250
 tuned_once wider_192 --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=$LOW --n_embd=192

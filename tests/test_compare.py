@@ -350,6 +350,23 @@ def test_a_control_that_diverged_leaves_no_verdict_and_no_nan(words, tmp_path, m
     assert "nan" not in text + capsys.readouterr().out
 
 
+# --- two varied keys ---
+
+
+def test_each_level_of_the_second_key_has_its_own_control_and_the_interaction_a_line(words, tmp_path):
+    grid = ["--vary=n_layer=1,2", "--max_iters=2", "--warmup_iters=1"]
+    table = experiment(words, tmp_path / "out", *grid, seeds=3)
+    assert [name for name, line in table.items() if line["verdict"] == "control"] == ["gelu 1", "gelu 2"]
+    apart = {name: float(line["difference"]) for name, line in table.items() if line["difference"]}
+    means = {name: float(line["val_loss"]) for name, line in table.items() if line["val_loss"]}
+    assert apart["relu 2"] == pytest.approx(means["relu 2"] - means["gelu 2"], abs=1e-6)
+    assert apart["interaction of relu 2"] == pytest.approx(apart["relu 2"] - apart["relu 1"], abs=1e-6)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "relu 1 against gelu 1, relu 2 against gelu 2" in text and "- interaction of relu 2: **" in text
+    one = experiment(words, tmp_path / "out", *grid, "--control=gelu 1", seeds=3)
+    assert [name for name, line in one.items() if line["verdict"] == "control"] == ["gelu 1"] and len(one) == 4
+
+
 # --- a grid of swept keys ---
 
 GRID = ["--sweep=learning_rate=1e-3,1e-2", "--sweep=c_fc_std=None,unit"]

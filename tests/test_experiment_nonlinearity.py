@@ -21,13 +21,13 @@ def test_the_table_is_the_mean_over_seeds_by_layer():
 
 def test_arms_that_start_more_than_a_factor_of_two_apart_are_noted_with_the_figure():
     gelu, even = result("gelu", [[0.2, 0.06]]), result("sintanh", [[0.2, 0.98]])
-    (note,) = notes_on_starts([gelu, even])
+    (note,) = notes_on_starts([(even, gelu)])
     assert "sintanh and gelu start apart: the non-linear share" in note and "0.98 against 0.06" in note
     wide = result("wide", [[0.5, 0.07]])
-    assert "standard deviation of c_fc's output is 0.50 against 0.20" in notes_on_starts([gelu, wide])[0]
-    assert notes_on_starts([gelu, result("near", [[0.39, 0.11]])]) == []
+    assert "standard deviation of c_fc's output is 0.50 against 0.20" in notes_on_starts([(wide, gelu)])[0]
+    assert notes_on_starts([(result("near", [[0.39, 0.11]]), gelu)]) == []
 
 
 def test_ledgers_without_the_figures_say_nothing():
     old = ArmResult(Arm("old", {}, TrainConfig()), ArmCost(1, 1.0, 1.0, 1.0), (), {1: {"loss": 1.0}})
-    assert nonlinearity_section([old]) == [] and notes_on_starts([old, result("new", [[0.2, 0.9]])]) == []
+    assert nonlinearity_section([old]) == [] and notes_on_starts([(result("new", [[0.2, 0.9]]), old)]) == []
