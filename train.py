@@ -26,6 +26,7 @@ from kernels import oscillation
 from model_bio import GPT, GPTConfig, model_args, stable_seed
 from wiggle import blowup, checkpoint, configurator, corpora, custom_neuron, errors
 from wiggle.batch_size import choose_batch_size
+from wiggle.compiler import compiled_or_eager
 from wiggle.custom_neuron import Neuron
 from wiggle.dataset import BatchesAhead, Dataset
 from wiggle.device import Machine, autocast, keep_freed_memory, peak_flops, peak_memory, pick_machine, send
@@ -271,9 +272,15 @@ class Run(Setup):
 def build(setup: Setup) -> Run:
     """Move the model to its device, measure batch_size='auto', make the optimizer, and open the run's files."""
     config, machine, resumed = setup.config, setup.machine, setup.resumed
-    model, size = setup.model.to(machine.device), config.batch_size
+    trained = model = setup.model.to(machine.device)
+    if machine.compiled:
+        torch.compiler.reset()  # Dynamo keeps the code of few models of one process, and runs the others eagerly
+        setup.machine = machine = compiled_or_eager(model, machine, setup.say)
+    if machine.compiled:
+        trained = torch.compile(model)
+    size = config.batch_size
     if size == "auto":
-        size = choose_batch_size(config, machine.device, model, setup.data, machine.dtype, setup.say)
+        size = choose_batch_size(config, model, trained, setup.data, machine, setup.say)
     shape = size, config.block_size, config.sequences_per_step // size
     tokens = f"{' x '.join(map(str, shape))} = {math.prod(shape):,} tokens a step"
     setup.say(f"batch     {tokens}, {config.max_iters:,} steps")
@@ -288,7 +295,6 @@ def build(setup: Setup) -> Run:
             guarded.load_state_dict(resumed)
         steps = resumed["iter_num"]
         done = {"step": steps, "saved_step": steps, "seconds": resumed["seconds"], "best": best_so_far(setup)}
-    trained = torch.compile(model) if machine.compiled else model
     if setup.processes.world > 1:
         cards = [machine.device.index] if machine.device.type == "cuda" else None
         trained = DistributedDataParallel(trained, device_ids=cards)

@@ -16,13 +16,15 @@ import train as train_module
 from model_bio import GPT
 from tests.test_train_config import AUTO
 from train import TrainConfig, train
-from wiggle import batch_size, checkpoint
-from wiggle.batch_size import largest_fitting_divisor
+from wiggle import batch_size, checkpoint, device
+from wiggle.batch_size import largest_at_most, largest_fitting_divisor
+from wiggle.device import Machine
 from wiggle.errors import UserError
 from wiggle.out_of_memory import GIB, divisors
 
 ROOT = Path(__file__).parents[1]
 KEYS = ("batch_size", "gradient_checkpointing=True", "block_size")
+EAGER = Machine(torch.device("cpu"), torch.float32, False, "eager")
 
 
 # --- the planner ---
@@ -170,6 +172,43 @@ def test_auto_trains_as_the_number_that_it_finds(tiny, played, capsys, changes):
     assert content["config"]["batch_size"] == "auto"
 
 
+@pytest.mark.parametrize(("more", "size"), [(0.0, 4), (2.0, 2), (4.0, 1)])
+def test_the_step_that_will_run_is_measured_compiled(tiny, played, monkeypatch, capsys, more, size):
+    """By eager steps four sequences fit in 6.2 GiB; the compiled ones here take `more` GiB."""
+    played(6.2 * GIB)
+    calls = []
+
+    class Compiled(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, idx, targets):
+            calls.append(len(idx))
+            return self.model(idx, targets)
+
+    eager_peak = batch_size.find_card.peak
+
+    def peak(card):
+        return (1 + calls[-1] + more) * GIB if calls else eager_peak(card)
+
+    monkeypatch.setattr(batch_size.find_card, "peak", peak)
+    monkeypatch.setattr(train_module, "compiled_or_eager", lambda model, machine, say: machine)
+    monkeypatch.setattr(device, "lacking_to_compile", lambda device: None)
+    monkeypatch.setattr(device, "compile_failure", lambda device: None)
+    monkeypatch.setattr(torch, "compile", Compiled)
+    train(tiny(**AUTO, compile=True, max_iters=1, eval_iters=1))
+    assert f"batch     auto: {size} of 8 sequences" in capsys.readouterr().out
+    assert calls[:3] == [4, 4, 4] and set(calls[3:]) <= {4, 2, 1}  # one to compile, two to measure
+
+
+def test_one_sequence_that_does_not_fit_compiled_names_the_three_keys():
+    assert largest_at_most(8, 24, lambda size: 1.0 * size, 5.0) == 4
+    with pytest.raises(UserError) as error:
+        largest_at_most(4, 8, lambda size: 3.0 * GIB, 2.0 * GIB)
+    assert all(key in str(error.value) for key in KEYS) and "3.00 GiB" in str(error.value)
+
+
 def test_measuring_leaves_no_trace(tiny, played):
     played(6.2 * GIB)
     config = tiny(**AUTO, dropout=0.5)
@@ -180,7 +219,7 @@ def test_measuring_leaves_no_trace(tiny, played):
     expected = torch.rand(3)
     torch.manual_seed(7)
     data.check_ids(31)
-    arguments = config, torch.device("cpu"), model, data, torch.float32, lambda line: None
+    arguments = config, model, model, data, EAGER, lambda line: None
     assert batch_size.choose_batch_size(*arguments) == 4
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -263,8 +302,7 @@ train.main(sys.argv[1:])
 def test_without_a_card_the_largest_divisor_of_at_most_8192_tokens_is_taken(tiny, sequences, block_size, size):
     config = tiny(**AUTO | {"block_size": block_size, "tokens_per_step": sequences * block_size})
     said = []
-    cpu = torch.device("cpu")
-    assert batch_size.choose_batch_size(config, cpu, None, None, torch.float32, said.append) == size
+    assert batch_size.choose_batch_size(config, None, None, None, EAGER, said.append) == size
     assert said == [
         f"batch     auto: {size} of {sequences} sequences, {size * block_size:,} tokens "
         "(memory is measured on CUDA alone, not on cpu)"

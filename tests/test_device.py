@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from wiggle.device import Card, Machine, peak_memory, pick_compile, pick_device, pick_dtype, pick_machine
+from wiggle.device import (
+    Card,
+    Machine,
+    compile_failure,
+    peak_memory,
+    pick_compile,
+    pick_device,
+    pick_dtype,
+    pick_machine,
+)
 from wiggle.errors import UserError
 from wiggle.out_of_memory import GIB
 
@@ -58,7 +67,27 @@ def test_auto_compiles_on_cuda_where_there_is_triton(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert pick_compile("auto", CUDA) == (False, "eager (compile is off: Triton is not found)")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("wiggle.device.compile_failure", lambda device: None)
     assert pick_compile("auto", CUDA) == (True, "compiled") and pick_compile(True, CPU) == (True, "compiled")
+
+
+def test_two_lines_are_compiled_before_torch_compile_is_relied_on(monkeypatch):
+    def compile_to_error(function):
+        def fail(x):
+            raise RuntimeError("Failed to find Python.h\nand much more")
+
+        return fail
+
+    monkeypatch.setattr("wiggle.device.lacking_to_compile", lambda device: None)
+    monkeypatch.setattr("wiggle.device.compile_failure", compile_failure.__wrapped__)  # not what was found before
+    monkeypatch.setattr(torch, "compile", compile_to_error)
+    monkeypatch.setattr(torch, "ones", lambda *size, device: torch.zeros(*size))
+    reason = "RuntimeError: Failed to find Python.h"
+    assert pick_compile("auto", CUDA) == (False, f"eager (compile is off: {reason})")
+    with pytest.raises(UserError, match=rf"torch.compile does not work here \({reason}\): set compile=False"):
+        pick_compile(True, CPU)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    assert pick_compile("auto", CUDA) == pick_compile(True, CPU) == (True, "compiled")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows' compiler is found otherwise")
@@ -70,6 +99,7 @@ def test_what_torch_compile_lacks_is_named_before_a_step_is_taken(monkeypatch):
         pick_compile(True, CPU)
     monkeypatch.setenv("CXX", "mine -O3")
     monkeypatch.setattr("shutil.which", lambda name: name if name == "mine" else None)
+    monkeypatch.setattr("wiggle.device.compile_failure", lambda device: None)
     assert pick_compile(True, CPU) == (True, "compiled")
 
 

@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model_bio import GPT
 from wiggle.dataset import Dataset
-from wiggle.device import Card, autocast, send
+from wiggle.device import Card, Machine, autocast, send
 from wiggle.distributed import largest_over_processes, rank_and_world, smallest_over_processes
 from wiggle.errors import UserError
 from wiggle.out_of_memory import GIB, divisors, optimizer_state_bytes, out_of_memory
@@ -24,21 +24,23 @@ def find_card(device: torch.device) -> Card | None:
 
 def choose_batch_size(
     config: TrainConfig,
-    device: torch.device,
     model: GPT,
+    trained: nn.Module,
     data: Dataset,
-    dtype: torch.dtype,
+    machine: Machine,
     say: Callable[[str], None],
 ) -> int:
     """
     The number of sequences that batch_size='auto' stands for here, which it says in a line.
 
     On CUDA the largest divisor of a process's share of a step whose steps are measured to fit; elsewhere the largest
-    one of at most UNMEASURED_TOKENS tokens.
+    one of at most UNMEASURED_TOKENS tokens. trained: the model as its steps will run it, compiled or not.
     """
+    device = machine.device
     sequences, card = config.sequences_per_step // rank_and_world()[1], find_card(device)
     if card is not None:
-        return measure_batch_size(sequences, config.optimizer_type, card, model, data, dtype, say)
+        later = bytes_to_come(model, config.optimizer_type)
+        return measure_batch_size(sequences, later, card, model, trained, data, machine.dtype, say)
     most = max(1, UNMEASURED_TOKENS // config.block_size)
     size = max(size for size in divisors(sequences) if size <= most)
     why = f"{size * config.block_size:,} tokens (memory is measured on CUDA alone, not on {device})"
@@ -46,11 +48,18 @@ def choose_batch_size(
     return size
 
 
+def bytes_to_come(model: GPT, optimizer_type: str) -> int:
+    """Bytes that training holds besides what a step without an optimizer takes."""
+    copies = 4 * model.get_num_params(non_embedding=False)  # DistributedDataParallel's, of the gradients
+    return optimizer_state_bytes(model, optimizer_type) + (copies if rank_and_world()[1] > 1 else 0)
+
+
 def measure_batch_size(
     sequences: int,
-    optimizer_type: str,
+    later: int,
     card: Card,
     model: GPT,
+    trained: nn.Module,
     data: Dataset,
     dtype: torch.dtype,
     say: Callable[[str], None],
@@ -58,18 +67,21 @@ def measure_batch_size(
     """
     The largest divisor of `sequences` whose training steps fit the card, in each process.
 
-    Steps are measured eagerly even where training is compiled: a compiled step takes no more as a rule, and each size
-    would be compiled anew. They leave no trace: no weight moves, and generators and buffers are put back.
+    Compiled steps take a minute to compile for each size, so the size is found by eager ones, which take as much as a
+    rule. Then the compiled step of that size is measured, and of smaller ones until one fits; training runs what was
+    compiled. Measuring leaves no trace: no weight moves, and generators and buffers are put back. later: bytes that
+    training will hold besides.
     """
-    later = optimizer_state_bytes(model, optimizer_type)
-    if rank_and_world()[1] > 1:
-        later += 4 * model.get_num_params(non_embedding=False)  # DistributedDataParallel's copy of the gradients
-    peaks = StepPeaks(card, model, data, dtype, later)
+    peaks = StepPeaks(card, model, model, data, dtype, later)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # a user's neuron may count what it sees
     with torch.random.fork_rng([card.device] if card.device.type == "cuda" else []):
         peaks.at(1)  # loads kernels and libraries, which take some of the memory that is free
         budget = smallest_over_processes(card.budget())
         size = largest_fitting_divisor(sequences, peaks.at, budget)
+        if trained is not model:
+            compiled = StepPeaks(card, model, trained, data, dtype, later)
+            size = largest_at_most(size, sequences, compiled.at, budget)
+            peaks.measured |= compiled.measured
     for name, buffer in model.named_buffers():  # asked for anew: a neuron may have put another tensor in its place
         buffer.copy_(buffers[name])
     card.reset()
@@ -85,29 +97,33 @@ class StepPeaks:
     """
     Peak memory of training steps, in bytes, by the number of sequences in a micro-batch.
 
-    later: bytes that training will hold besides, the optimizer's state above all.
+    called: the model as the steps run it, compiled or not. later: bytes that training will hold besides, the
+    optimizer's state above all.
     """
 
-    def __init__(self, card: Card, model: GPT, data: Dataset, dtype: torch.dtype, later: int):
-        self.card, self.model, self.data, self.dtype, self.later = card, model, data, dtype, later
+    def __init__(self, card: Card, model: GPT, called: nn.Module, data: Dataset, dtype: torch.dtype, later: int):
+        self.card, self.model, self.called = card, model, called
+        self.data, self.dtype, self.later = data, dtype, later
         self.measured = {}  # size -> bytes
 
     def at(self, size: int) -> float:
         """Measure a size: the largest of all processes' peaks, so that they decide alike."""
-        peak = step_peak(self.card, self.model, self.data.batch(0, size), self.dtype)
+        if self.called is not self.model:
+            torch.compiler.reset()  # a second size would be compiled for all sizes
+        peak = step_peak(self.card, self.model, self.called, self.data.batch(0, size), self.dtype)
         self.measured[size] = largest_over_processes(peak) + self.later
         return self.measured[size]
 
 
-def step_peak(card: Card, model: GPT, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> float:
+def step_peak(card: Card, model: GPT, called: nn.Module, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> float:
     """Bytes that the card holds at most during a micro-batch; infinite where it has not so many."""
     x, y = (send(ids, card.device) for ids in batch)  # (B, T) each
-    card.reset()
     try:
+        if called is not model:
+            forward_and_backward(called, x, y, dtype)  # what compiling takes is not a step's
+        card.reset()
         for _ in range(2):  # the second adds to gradients that are there, as every micro-batch but a step's first does
-            with autocast(card.device, dtype):
-                loss = model(x, y)[1]
-            loss.backward()
+            forward_and_backward(called, x, y, dtype)
         return card.peak()
     except RuntimeError as error:
         if not out_of_memory(error):
@@ -115,6 +131,31 @@ def step_peak(card: Card, model: GPT, batch: tuple[Tensor, Tensor], dtype: torch
         return math.inf
     finally:
         model.zero_grad(set_to_none=True)
+
+
+def forward_and_backward(called: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> None:
+    """Add a micro-batch's gradients to those that are there."""
+    with autocast(x.device, dtype):
+        loss = called(x, y)[1]
+    loss.backward()
+
+
+def largest_at_most(size: int, sequences: int, peak_at: Callable[[int], float], budget: float) -> int:
+    """The largest divisor of `sequences` up to `size` with peak_at(divisor) <= budget. Raises UserError for none."""
+    for smaller in reversed([divisor for divisor in divisors(sequences) if divisor <= size]):
+        taken = peak_at(smaller)
+        if taken <= budget:
+            return smaller
+    raise too_large(taken, budget)
+
+
+def too_large(taken: float, budget: float) -> UserError:
+    """The error where not even one sequence fits. taken: bytes that it takes, infinite where that is not known."""
+    takes = f"takes {taken / GIB:.2f} GiB" if taken < math.inf else "takes more"
+    return UserError(
+        f"batch_size='auto' finds {budget / GIB:.2f} GiB to be had, and one sequence {takes}: set "
+        "gradient_checkpointing=True if it is not, lower block_size, or build a smaller model"
+    )
 
 
 def largest_fitting_divisor(sequences: int, peak_at: Callable[[int], float], budget: float) -> int:
@@ -130,11 +171,7 @@ def largest_fitting_divisor(sequences: int, peak_at: Callable[[int], float], bud
     sizes = divisors(sequences)
     peaks = {size: peak_at(size) for size in (1, 2)[:sequences]}  # two make a line; 2 need not be a divisor
     if peaks[1] > budget:
-        taken = f"takes {peaks[1] / GIB:.2f} GiB" if peaks[1] < math.inf else "takes more"
-        raise UserError(
-            f"batch_size='auto' finds {budget / GIB:.2f} GiB to be had, and one sequence {taken}: set "
-            "gradient_checkpointing=True if it is not, lower block_size, or build a smaller model"
-        )
+        raise too_large(peaks[1], budget)
     while untried := foretold_to_fit(sizes, peaks, budget):
         size = max((size for size in untried if size <= 2 * max(peaks)), default=untried[0])
         peaks[size] = peak_at(size)

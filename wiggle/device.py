@@ -1,6 +1,7 @@
 """What a script computes on: device, precision and compiler, the memory of a card, and how to wait for a device."""
 
 import ctypes
+import functools
 import importlib.util
 import os
 import re
@@ -81,18 +82,19 @@ def pick_compile(setting: bool | str, device: torch.device) -> tuple[bool, str]:
     """
     The setting compile: True, False or 'auto' -> (whether to compile, the words that say so).
 
-    Raises UserError for True where torch.compile lacks something that 'auto' would look for.
+    Raises UserError for True where torch.compile lacks something, or fails at two lines.
     """
     if setting is False:
         return False, "eager"
     if setting == "auto" and device.type != "cuda":
         return False, "eager (compile=auto is for CUDA)"
     lacking = lacking_to_compile(device)
-    if setting == "auto" and lacking:
-        return False, f"eager (compile is off: {lacking} is not found)"
-    if lacking:
+    if lacking and setting is True:
         raise UserError(f"compile=True needs {lacking}, which is not found here: install it, or set compile=False")
-    return True, "compiled"
+    failure = f"{lacking} is not found" if lacking else compile_failure(device)
+    if failure and setting is True:
+        raise UserError(f"torch.compile does not work here ({failure}): set compile=False")
+    return (False, f"eager (compile is off: {failure})") if failure else (True, "compiled")
 
 
 def lacking_to_compile(device: torch.device) -> str | None:
@@ -104,6 +106,26 @@ def lacking_to_compile(device: torch.device) -> str | None:
     language, variable, usual = ("C", "CC", "gcc clang cc") if device.type == "cuda" else ("C++", "CXX", "g++ clang++")
     compilers = [*os.environ.get(variable, "").split()[:1], *usual.split()]
     return None if any(map(shutil.which, compilers)) else f"a {language} compiler"
+
+
+@functools.cache
+def compile_failure(device: torch.device) -> str | None:
+    """
+    Compile two lines and run them -> None, or in a few words why that fails.
+
+    What is installed need not work: a compiler without Python's headers builds no launcher for Triton's kernels.
+    """
+    try:
+        torch.compile(_two_lines)(torch.ones(8, device=device)).sum().item()
+    except Exception as error:  # of Dynamo, Inductor, Triton, or the compiler that they start
+        words = (str(error).strip().splitlines() or [""])[0]
+        return f"{type(error).__name__}: {words[:120]}"
+    return None
+
+
+def _two_lines(x: Tensor) -> Tensor:
+    y = torch.sin(x) + 1
+    return y * torch.tanh(x)
 
 
 def peak_flops(device: torch.device) -> float | None:
