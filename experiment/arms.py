@@ -54,12 +54,19 @@ class Arm:
 
 @dataclass(frozen=True)
 class ArmCost:
-    """What an arm takes. ratio: of its step's time to the control's, timed by turns; NaN where nothing was timed."""
+    """
+    What an arm takes.
+
+    flops_per_token: of matrices and attention; activation_flops: of its activation, a token. ratio: of its step's time
+    to the first control's, timed by turns; ratio_error: standard error of that over the rounds. NaN: not known.
+    """
 
     parameters: int
     flops_per_token: float
     ms_per_step: float
     ratio: float
+    ratio_error: float = float("nan")
+    activation_flops: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ def plan_arms(
         raise UserError(f"{min(unfit)} is no property of the model or of its training: it cannot be varied or swept")
     if "mlp" in swept:
         raise UserError("mlp makes an arm of its own: vary it")
-    if {"max_iters", "lr_decay_iters"} & {*varied, *swept} and match != "steps":
+    if {"max_iters", "lr_decay_iters", "warmup_iters"} & {*varied, *swept} and match != "steps":
         raise UserError(f"--match={match} sets the number of steps: it cannot be varied or swept")
     arms = build_arms(varied_flags, words)
     if len(arms) < 2 or (control or arms[0].name) not in [arm.name for arm in arms]:

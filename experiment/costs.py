@@ -9,7 +9,8 @@ import torch
 from experiment.arms import Arm, ArmCost, Study
 from experiment.ledger import Ledger, key_of, settings_of
 from experiment.workers import first_steps, run_all
-from model_bio import GPT
+from kernels.activations import ACTIVATIONS
+from model_bio import GPT, GPTConfig
 from wiggle import blowup
 from wiggle.dataset import Dataset
 from wiggle.errors import UserError
@@ -20,23 +21,56 @@ ROUNDS = 5  # of timing the arms by turns
 
 def count_costs(study: Study, data: Dataset, ledger: Ledger) -> dict[str, ArmCost]:
     """Count parameters and FLOPs of each arm, sound the alarm of blow-ups, and time the steps -> costs by arm."""
-    counted = {}
+    models = {}
     for arm in study.arms:
         shape, limit = arm.config.gpt_config(arm.config.vocab_size or data.model_vocab), arm.config.max_blowup
         with torch.device("meta"):
             model = GPT(shape, arm.neuron)
-        counted[arm.name] = model.get_num_params(non_embedding=False), model.flops_per_token()
+        models[arm.name] = model
         if limit is not None and shape.mlp != "gelu" and not study.options.report:
             device, dtype = torch.device(arm.config.device), getattr(torch, arm.config.dtype)
             blowup.alarm(shape, limit, False, device, dtype, arm.neuron, print_line)
     timed = time_arms(study, data.identity, ledger)
-    return {name: ArmCost(*counted[name], *timed[name]) for name in counted}
+    return {
+        name: ArmCost(
+            model.get_num_params(non_embedding=False),
+            model.flops_per_token(),
+            *timed[name],
+            activation_flops_per_token(model),
+        )
+        for name, model in models.items()
+    }
 
 
-def time_arms(study: Study, identity: dict, ledger: Ledger) -> dict[str, tuple[float, float]]:
+def operations_of(config: GPTConfig) -> float:
+    """Operations of one hidden unit of the MLP between its matrices, as Activation counts them; NaN of users' own."""
+    if config.mlp == "bio":
+        oscillation = 6  # sin(ω·x + φ)·tanh(x) + b
+        gate = 10 + 1 + (2 if config.bio_gate == "feature" else 0)  # two sigmoids with 5·(v - threshold), x·s, g·x + o
+        return oscillation if config.bio_gate == "none" else 2 * oscillation + gate
+    if config.mlp == "dendritic":
+        return 6 * config.dendritic_branches - 2  # β·z, exp, /, ·z of each branch, and two sums over them
+    return ACTIVATIONS[config.mlp].operations if config.mlp in ACTIVATIONS else float("nan")
+
+
+def activation_flops_per_token(model: GPT) -> float:
     """
-    Milliseconds a step of each arm, and their ratio to the control's, timed by turns; NaN where that failed.
+    Training FLOPs a token of the MLP's activations; NaN where a user's neuron stands there, which is not counted.
 
+    The backward pass counts twice the forward one, as 6·N does for matrices (PaLM, appendix B).
+    """
+    operations = operations_of(model.config)
+    if operations != operations:
+        return operations
+    hidden = model.transformer.h[0].mlp.c_proj.weight.shape[1]
+    return 3 * operations * hidden * model.config.n_layer
+
+
+def time_arms(study: Study, identity: dict, ledger: Ledger) -> dict[str, tuple[float, float, float]]:
+    """
+    Milliseconds a step of each arm, timed by turns, their ratio to the control's and its standard error.
+
+    NaN where timing failed, and for the error where the ledger is older than that.
     Times are kept in the ledger, so that --match=time gives the same steps when the command goes on.
     """
     keys = {}
@@ -49,15 +83,24 @@ def time_arms(study: Study, identity: dict, ledger: Ledger) -> dict[str, tuple[f
         arms = [control, *(arm for arm in missing if arm is not control)]
         print_line(f"timing    {', '.join(arm.name for arm in arms)}, by turns")
         found = first_steps_alone(study, [(arm.config, arm.neuron) for arm in arms], ROUNDS, "timing")
-        medians = {arm.name: statistics.median(ms) for arm, (_, ms) in zip(arms, found, strict=True) if ms}
+        rounds = {arm.name: ms for arm, (_, ms) in zip(arms, found, strict=True) if ms}
         for arm in missing:
-            if {arm.name, control.name} <= set(medians):
-                ms, ratio = medians[arm.name], medians[arm.name] / medians[control.name]
-                ledger.add("timing", keys[arm.name], arm=arm.name, ms=ms, ratio=ratio)
+            if {arm.name, control.name} <= set(rounds):
+                ms = statistics.median(rounds[arm.name])
+                ratio = ms / statistics.median(rounds[control.name])
+                error = standard_error_of_ratio(rounds[arm.name], rounds[control.name])
+                ledger.add("timing", keys[arm.name], arm=arm.name, ms=ms, ratio=ratio, ratio_error=error)
     records = {name: ledger.get("timing", key) or {} for name, key in keys.items()}
     return {
-        name: (record.get("ms", float("nan")), record.get("ratio", float("nan"))) for name, record in records.items()
+        name: tuple(record.get(key, float("nan")) for key in ("ms", "ratio", "ratio_error"))
+        for name, record in records.items()
     }
+
+
+def standard_error_of_ratio(arm: list[float], control: list[float]) -> float:
+    """The standard error of the mean ratio of two arms' times over the rounds in which both were timed; of one, NaN."""
+    ratios = [ours / theirs for ours, theirs in zip(arm, control, strict=False)]
+    return statistics.stdev(ratios) / len(ratios) ** 0.5 if len(ratios) > 1 else float("nan")
 
 
 def first_steps_alone(study: Study, models: list[tuple], rounds: int, name: str) -> list[tuple[list, list]]:
@@ -76,7 +119,7 @@ def first_steps_alone(study: Study, models: list[tuple], rounds: int, name: str)
 
 
 def share_budget(study: Study, costs: dict[str, ArmCost]) -> Study:
-    """The study with each arm's number of steps set so that all get the control's FLOPs, or its seconds."""
+    """The study with each arm's steps, warm-up and decay scaled so that all get the control's FLOPs, or its seconds."""
     if study.options.match == "steps":
         return study
     arms, control = [], study.arms[0]
@@ -84,9 +127,10 @@ def share_budget(study: Study, costs: dict[str, ArmCost]) -> Study:
         scale = price_of_step(study, control, costs) / price_of_step(study, arm, costs)
         if scale != scale:
             raise UserError(f"--match=time needs the time of a step of {arm.name}, which could not be measured")
-        last, steps = arm.config.lr_decay_iters, max(1, round(control.config.max_iters * scale))
-        config = replace(arm.config, max_iters=steps, lr_decay_iters=last and max(1, round(last * scale)))
-        arms.append(replace(arm, config=config))
+        keys = ("max_iters", "warmup_iters", "lr_decay_iters")  # all alike in the arms, and 0 or None where not in use
+        steps = {key: getattr(control.config, key) for key in keys}
+        scaled = {key: given and max(1, round(given * scale)) for key, given in steps.items()}
+        arms.append(replace(arm, config=replace(arm.config, **scaled)))
     return replace(study, arms=arms)
 
 
@@ -94,4 +138,6 @@ def price_of_step(study: Study, arm: Arm, costs: dict[str, ArmCost]) -> float:
     """What a step costs in the budget that --match names: in control's steps, or in FLOPs."""
     if study.options.match == "time":
         return costs[arm.name].ratio
-    return costs[arm.name].flops_per_token * arm.config.sequences_per_step * arm.config.block_size
+    activation = costs[arm.name].activation_flops
+    flops_per_token = costs[arm.name].flops_per_token + (0.0 if activation != activation else activation)
+    return flops_per_token * arm.config.sequences_per_step * arm.config.block_size

@@ -13,6 +13,7 @@ def find_notes(study: Study, ledger: Ledger, comparisons: list[Comparison], look
     """All sentences, in the order of the report. looked_at: see ledger.key_of_looks."""
     notes = [note for comparison in comparisons for note in notes_on_edges(study, comparison)]
     notes += [note for comparison in comparisons for note in notes_on_seeds(study, comparison)]
+    notes += notes_on_budget(study, comparisons[0])
     notes += notes_on_folder(study, ledger, looked_at)
     return notes + [
         note for comparison in comparisons for note in notes_on_starts(pair_with_controls(study, comparison.results))
@@ -44,6 +45,18 @@ def notes_on_seeds(study: Study, comparison: Comparison) -> list[str]:
             notes.append(f"{name} diverged with seed {', '.join(diverged)}, which counts against it")
         if len(result.runs) < planned:
             notes.append(f"{name} has {len(result.runs)} of {planned} reporting runs")
+    return notes
+
+
+def notes_on_budget(study: Study, comparison: Comparison) -> list[str]:
+    """A sentence for each arm whose number of steps rests on a measured time."""
+    notes = []
+    for result in comparison.results[1:] if study.options.match == "time" else []:
+        cost, steps = result.cost, result.arm.config.max_iters
+        share = 100 * cost.ratio_error / cost.ratio
+        sure = f" ± {cost.ratio_error:.3f}: they may be {share:.1f} % too many or too few" if share == share else ""
+        measured = f"that was measured as {cost.ratio:.3f} times the control's{sure}"
+        notes.append(f"the {steps:,} steps of {result.arm.name} rest on a step's time {measured}")
     return notes
 
 

@@ -18,7 +18,7 @@ def command(study: Study, result: ArmResult) -> str:
     flags = [f"--{key}={getattr(config, key)}" for key in result.arm.settings]
     flags += [f"--{key}={spell(value)}" for key, value in tuned]
     if study.options.match != "steps":
-        flags += [f"--{key}={getattr(config, key)}" for key in ("max_iters", "lr_decay_iters")]
+        flags += [f"--{key}={getattr(config, key)}" for key in ("max_iters", "warmup_iters", "lr_decay_iters")]
     return shlex.join(["python", "train.py", *study.words, *flags, f"--seed={study.seeds['reporting'][0]}"])
 
 

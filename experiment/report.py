@@ -19,9 +19,11 @@ METHOD = (
     "paired by seed: with one seed all arms start from the same value of every weight that they share, and see the "
     "same batches in the same order. The interval is Student's, of each arm by itself; p is corrected for the "
     "number of arms after Holm, and a verdict takes p < 0.05 and 3 seeds. forest.png draws the intervals that the "
-    "verdicts are taken from, corrected as p is.{equivalent}{budget} The time of a step is a median of bursts by "
-    "turns, with one process running; memory is the highest that training added to its process before an "
-    "evaluation, or allocated on its card. Numbers in brackets are ratios to the control."
+    "verdicts are taken from, corrected as p is.{equivalent}{budget} FLOPs a "
+    "token are 6 a parameter and attention's; an activation's are 3 for each operation of its equation on each hidden "
+    "unit (kernels/activations.py). The time of a step is a median of rounds by turns, with one process running, and ± "
+    "the standard error of its ratio; memory is the highest that training added to its process before an evaluation, "
+    "or allocated on its card. Numbers in brackets are ratios to the control."
 )
 EQUIVALENT = (
     " An arm is equivalent where two one-sided paired t-tests, corrected alike, show that it differs by less than "

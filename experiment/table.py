@@ -5,13 +5,14 @@ import io
 
 import numpy as np
 
-from experiment.arms import ArmResult, Study, at_point, spell
+from experiment.arms import ArmCost, ArmResult, Study, at_point, spell
 from experiment.contrasts import Contrast, control_of
 from experiment.statistics import NAN, Difference
 
 COSTS = {  # column of table.csv -> how report.md spells it
     "parameters": lambda value: f"{value / 1e6:.3f}M",
     "flops_per_token": lambda value: f"{value / 1e6:.2f}",
+    "activation_flops_per_token": lambda value: number(value / 1e6, ".3f"),
     "ms_per_step": lambda value: number(value, ".1f"),
     "tokens_per_second": lambda value: number(value, ",.0f"),
     "peak_mb": lambda value: number(value, ",.0f"),
@@ -25,6 +26,7 @@ def costs(result: ArmResult) -> dict[str, float]:
     return {
         "parameters": cost.parameters,
         "flops_per_token": cost.flops_per_token,
+        "activation_flops_per_token": cost.activation_flops,
         "ms_per_step": cost.ms_per_step,
         "tokens_per_second": 1000 * config.sequences_per_step * config.block_size / cost.ms_per_step,
         "peak_mb": float(np.median(peaks)) if peaks else NAN,
@@ -41,13 +43,19 @@ def table(study: Study, results: list[ArmResult], contrasts: list[Contrast]) -> 
         control = by_name[control_of(study, result.arm).name]
         for (key, cost), base in zip(costs(result).items(), costs(control).values(), strict=True):
             line |= {key: cost, f"{key}_ratio": cost / base if base else NAN}
-        ratio = result.cost.ratio / control.cost.ratio  # of what was timed side by side
-        lines.append(line | {"ms_per_step_ratio": ratio})
+        lines.append(line | ratio_of_times(result.cost, control.cost))
     for contrast in contrasts:
         if contrast.is_interaction:
             seeds = len(contrast.difference.values)
             lines.append(dict.fromkeys(lines[0], NAN) | {"arm": contrast.name, "seeds": seeds} | judged(contrast))
     return lines
+
+
+def ratio_of_times(arm: ArmCost, control: ArmCost) -> dict[str, float]:
+    """The ratio of two arms' times of a step, of what was timed by turns, and its standard error, as columns."""
+    ratio = arm.ratio / control.ratio
+    error = ratio * np.hypot(arm.ratio_error / arm.ratio, control.ratio_error / control.ratio)
+    return {"ms_per_step_ratio": ratio, "ms_per_step_ratio_error": error}
 
 
 def figures_of_arm(study: Study, result: ArmResult, any_diverged: bool) -> dict:
@@ -128,7 +136,7 @@ def grid(header: list, rows: list[list]) -> list[str]:
 def big_table(study: Study, lines: list[dict]) -> list[str]:
     """The lines of table.csv as a markdown table."""
     header = ["arm", *study.swept, "validation loss", "difference [95 % interval]", "p (Holm)", "verdict"]
-    header += ["parameters", "MFLOP a token", "ms a step", "tokens/s", "memory, MiB", "steps"]
+    header += ["parameters", "MFLOP a token", "of its activation", "ms a step", "tokens/s", "memory, MiB", "steps"]
     rows = []
     for line in lines:
         tested = [interval(line), number(line["p_holm"], ".2g"), f"**{line['verdict']}**"]
@@ -140,7 +148,9 @@ def big_table(study: Study, lines: list[dict]) -> list[str]:
         row += ["", "", "control"] if line["verdict"] == "control" else tested
         for key, shown in COSTS.items():
             ratio = line[f"{key}_ratio"]
-            row.append(shown(line[key]) + ("" if np.isnan(ratio) else f" ({ratio:.2f}x)"))
+            error = line.get(f"{key}_ratio_error", NAN)
+            known = f"{ratio:.2f}x" if not error > 0 else f"{ratio:.2f} ± {error:.2f}x"
+            row.append(shown(line[key]) + ("" if np.isnan(ratio) else f" ({known})"))
         rows.append([*row, number(line["steps"], ",")])
     return grid(header, rows)
 

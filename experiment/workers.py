@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import statistics
 import sys
 import threading
 import time
@@ -154,8 +155,9 @@ def half_of_windows(windows: int, block_size: int) -> np.ndarray:
 
 def first_steps(configs: list[TrainConfig], hashes: list[str | None], rounds: int) -> list[tuple[list, list]]:
     """
-    Take the first steps of each config by turns, `rounds` times -> for each (its first losses, some milliseconds a
-    step), both empty for one that fails. hashes: SHA-256 of the file of each one's neuron, where it is a user's.
+    Take the first steps of each config by turns, `rounds` times -> for each (its first losses, the milliseconds a step
+    of each round), both empty for one that fails. hashes: SHA-256 of the file of each one's neuron, where it is a
+    user's.
     """
     neurons = [planned_neuron(config.mlp, sha256) for config, sha256 in zip(configs, hashes, strict=True)]
     found = [([], []) for _ in configs]
@@ -172,7 +174,7 @@ def first_steps(configs: list[TrainConfig], hashes: list[str | None], rounds: in
                 continue
             losses[:] = result.first_losses
             timed = [line["ms"] for line in result.history if "ms" in line]
-            ms += timed[1:] or timed  # the first steps warm up
+            ms.append(statistics.median(timed[1:] or timed))  # the first steps warm up
     return found
 
 

@@ -81,50 +81,54 @@ class Activation(NamedTuple):
 
     build: number of features that c_fc gives -> module that maps (..., features) to (..., features/fan). fan: rows of
     c_fc that a hidden unit reads; with 2 (a gated unit) there are fewer units, so that parameters match the control's.
+    operations: of a hidden unit in the forward pass, read off the equation: each addition, multiplication, division,
+    negation or comparison is one, and so is each exp, sin, cos, tanh, erf and root. Φ(x) = (1 + erf(x/√2))/2 and
+    sigmoid(x) = 1/(1 + exp(-x)) are written out, common factors are formed once, and of two branches the longer counts.
     """
 
     equation: str
     source: str
+    operations: int
     build: Callable[[int], nn.Module]
     fan: int = 1
 
 
-def pointwise(equation: str, source: str, function: Callable[[Tensor], Tensor]) -> Activation:
+def pointwise(equation: str, source: str, operations: int, function: Callable[[Tensor], Tensor]) -> Activation:
     """An activation without parameters."""
-    return Activation(equation, source, lambda features: Pointwise(function))
+    return Activation(equation, source, operations, lambda features: Pointwise(function))
 
 
-def gated(equation: str, source: str, function: Callable[[Tensor], Tensor]) -> Activation:
+def gated(equation: str, source: str, operations: int, function: Callable[[Tensor], Tensor]) -> Activation:
     """function(x)·z of two halves x, z of c_fc's output."""
 
     def gate(xz):
         x, z = xz.chunk(2, dim=-1)
         return function(x) * z
 
-    return Activation(equation, source, lambda features: Pointwise(gate), fan=2)
+    return Activation(equation, source, operations, lambda features: Pointwise(gate), fan=2)
 
 
 SHAZEER = "Shazeer, 2020"
 # The one list of built-in activations: --help, the README's list of arms and the tests follow from it.
 ACTIVATIONS = {
-    "gelu": Activation("x·Φ(x), the erf form", "Hendrycks and Gimpel, 2016; nanoGPT's", lambda n: nn.GELU()),
-    "gelu_tanh": Activation("x·Φ(x), the tanh form", "OpenAI's GPT-2", lambda n: nn.GELU(approximate="tanh")),
-    "relu": Activation("max(x, 0)", "Nair and Hinton, 2010", lambda n: nn.ReLU()),
-    "relu2": pointwise("max(x, 0)²", "So et al., 2021, Primer", lambda x: F.relu(x).square()),
-    "relu2_clipped": pointwise("min(max(x, 0), 1)²", "SCReLU of NNUE networks", lambda x: x.clamp(0, 1).square()),
+    "gelu": Activation("x·Φ(x), the erf form", "Hendrycks and Gimpel, 2016; nanoGPT's", 5, lambda n: nn.GELU()),
+    "gelu_tanh": Activation("x·Φ(x), the tanh form", "OpenAI's GPT-2", 9, lambda n: nn.GELU(approximate="tanh")),
+    "relu": Activation("max(x, 0)", "Nair and Hinton, 2010", 1, lambda n: nn.ReLU()),
+    "relu2": pointwise("max(x, 0)²", "So et al., 2021, Primer", 2, lambda x: F.relu(x).square()),
+    "relu2_clipped": pointwise("min(max(x, 0), 1)²", "SCReLU of NNUE networks", 3, lambda x: x.clamp(0, 1).square()),
     "leaky_relu2": pointwise(
-        "leaky_relu(x, 1/2)²", "modded-nanogpt, pull request 249, 2026", lambda x: F.leaky_relu(x, 0.5).square()
+        "leaky_relu(x, 1/2)²", "modded-nanogpt, pull request 249, 2026", 3, lambda x: F.leaky_relu(x, 0.5).square()
     ),
-    "gelu2": pointwise("gelu(x)²", "GELU squared as relu2 is ReLU squared", lambda x: F.gelu(x).square()),
-    "silu": Activation("x·sigmoid(x)", "Elfwing et al., 2017", lambda n: nn.SiLU()),
-    "swiglu": gated("silu(x)·z", SHAZEER, F.silu),
-    "geglu": gated("gelu(x)·z", SHAZEER, F.gelu),
-    "snake": Activation("x + sin²(a·x)/a", "Ziyin et al., 2020", Snake),
-    "gcu": pointwise("x·cos(x)", "Noel et al., 2021, growing cosine unit", lambda x: x * torch.cos(x)),
-    "golu": pointwise("x·exp(-exp(-x))", "Das et al., 2025", golu),
-    "xielu": Activation("αp·x² + x/2, αn·(exp(x) - 1 - x) + x/2", "Huang and Schlag, 2024", XIELU),
-    "polynorm": Activation("a_1·n(x) + a_2·n(x²) + a_3·n(x³) + b", "Zhuo et al., 2024", PolyNorm),
+    "gelu2": pointwise("gelu(x)²", "GELU squared as relu2 is ReLU squared", 6, lambda x: F.gelu(x).square()),
+    "silu": Activation("x·sigmoid(x)", "Elfwing et al., 2017", 4, lambda n: nn.SiLU()),
+    "swiglu": gated("silu(x)·z", SHAZEER, 5, F.silu),
+    "geglu": gated("gelu(x)·z", SHAZEER, 6, F.gelu),
+    "snake": Activation("x + sin²(a·x)/a", "Ziyin et al., 2020", 5, Snake),
+    "gcu": pointwise("x·cos(x)", "Noel et al., 2021, growing cosine unit", 2, lambda x: x * torch.cos(x)),
+    "golu": pointwise("x·exp(-exp(-x))", "Das et al., 2025", 5, golu),
+    "xielu": Activation("αp·x² + x/2, αn·(exp(x) - 1 - x) + x/2", "Huang and Schlag, 2024", 7, XIELU),
+    "polynorm": Activation("a_1·n(x) + a_2·n(x²) + a_3·n(x³) + b", "Zhuo et al., 2024", 17, PolyNorm),
     "sintanh": pointwise(
-        "sin(x)·tanh(x)", "the oscillation with nothing learned", lambda x: torch.sin(x) * torch.tanh(x)
+        "sin(x)·tanh(x)", "the oscillation with nothing learned", 3, lambda x: torch.sin(x) * torch.tanh(x)
     ),
 }

@@ -310,14 +310,22 @@ def test_keeping_of_finished_runs_is_said_not_to_be_done(words, tmp_path, capsys
 
 @pytest.mark.parametrize("match", ["flops", "time"])
 def test_budgets_fix_each_arms_steps(words, tmp_path, calls, monkeypatch, match):
-    monkeypatch.setattr(costs, "first_steps", lambda configs, hashes, rounds: [([], [10.0]), ([], [25.0])])
-    flags = ["--max_iters=20", "--lr_decay_iters=10", "--eval_interval=20", f"--match={match}"]
+    monkeypatch.setattr(
+        costs, "first_steps", lambda configs, hashes, rounds: [([], [9.0, 10.0, 11.0]), ([], [25.0] * 3)]
+    )
+    flags = ["--max_iters=20", "--lr_decay_iters=10", "--warmup_iters=5", "--eval_interval=20", f"--match={match}"]
     table = experiment(words, tmp_path / "out", *flags, vary="n_layer=1,4", seeds=1)
-    ratio = 2.5 if match == "time" else float(table["4"]["flops_per_token_ratio"])
+    flops = [float(line["flops_per_token"]) + float(line["activation_flops_per_token"]) for line in table.values()]
+    ratio = 2.5 if match == "time" else flops[1] / flops[0]
     assert [int(table[name]["steps"]) for name in ("1", "4")] == [20, round(20 / ratio)]
     assert [c.lr_decay_iters for c in calls] == [10, round(10 / ratio)]
+    assert [c.warmup_iters for c in calls] == [5, round(5 / ratio)]
     if match == "time":
         assert float(table["4"]["ms_per_step_ratio"]) == 2.5
+        error = np.std([25 / 9, 25 / 10, 25 / 11], ddof=1) / 3**0.5
+        assert float(table["4"]["ms_per_step_ratio_error"]) == pytest.approx(error)
+        text = (tmp_path / "out" / "report.md").read_text()
+        assert "the 8 steps of 4 rest on a step's time that was measured as 2.500 times the control's ± 0.146" in text
 
 
 def diverging(monkeypatch, fails):
