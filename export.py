@@ -1,10 +1,14 @@
 """
-Turn a trained GELU model into a standard GPT-2 folder, which transformers and what builds on it open as it is.
+Turn a trained model into a folder that transformers, and what builds on it, opens: weights, tokenizer and model card.
 
-    python export.py --out_dir=out/control --to=gelu-gpt2
+    python export.py --out_dir=out/quickstart --to=shared
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    model, tokenizer = (auto.from_pretrained("gelu-gpt2") for auto in (AutoModelForCausalLM, AutoTokenizer))
+    model = AutoModelForCausalLM.from_pretrained("shared", trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained("shared", trust_remote_code=True)
+
+A GELU model with learned positions and LayerNorm becomes a plain GPT-2, which needs no trust_remote_code; any other
+brings its code, wiggle/modeling_wigglegpt.py. `train.py --init_from=shared` takes both back.
 """
 
 import sys
@@ -13,10 +17,9 @@ from pathlib import Path
 
 from wiggle import checkpoint, configurator, errors
 from wiggle.errors import UserError
-from wiggle.files import atomic_write, reading, write_json
-from wiggle.huggingface import check_exportable, gpt2_config, gpt2_weights
-from wiggle.huggingface_tokenizer import fast_tokenizer
-from wiggle.tokenizer import END_OF_TEXT
+from wiggle.files import atomic_write, reading
+from wiggle.model_card import model_card
+from wiggle.sharing import folder_files, is_plain_gpt2
 
 
 @dataclass
@@ -29,13 +32,12 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> None:
-    """Write the folder, and say so. Raises UserError, before anything is written, for what GPT-2 cannot express."""
+    """Write the folder, and say so. Raises UserError, before anything is written, for a model that cannot go there."""
     folder = Path(config.to)
     with reading(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} is there already, and not empty: name a new folder with --to")
     model, meta = checkpoint.load_model(config.out_dir)
-    check_exportable(model.config)
     tokenizer = checkpoint.find_tokenizer(model, meta, config.data_dir)
     if tokenizer.vocab_size > model.config.vocab_size:
         size = f"{tokenizer.vocab_size:,} tokens, the model ids for {model.config.vocab_size:,}"
@@ -43,20 +45,18 @@ def export(config: ExportConfig) -> None:
             f"{meta['path']} cannot be exported: its tokenizer has {size}, and transformers takes no such pair"
         )
     try:
-        from safetensors.torch import save
-
-        weights, fast = save(gpt2_weights(model, tokenizer.vocab_size), {"format": "pt"}), fast_tokenizer(tokenizer)
+        files = folder_files(model, tokenizer)
     except ImportError:
         raise UserError("the export needs a library: pip install transformers") from None
-    tokenizer_config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    if tokenizer.kind == "gpt2":
-        tokenizer_config |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
-    for name, content in (("model.safetensors", weights), ("tokenizer.json", fast.to_str().encode())):
+    files["README.md"] = model_card(model, tokenizer, meta).encode()
+    for name, content in files.items():
         with atomic_write(folder / name) as file:
             file.write(content)
-    write_json(folder / "tokenizer_config.json", tokenizer_config)
-    write_json(folder / "config.json", gpt2_config(model.config, tokenizer))
-    print(f"exported  {meta['path']} to {folder}: {model.describe()}, {tokenizer.vocab_size:,} {tokenizer.kind} tokens")
+    kind = "a plain GPT-2" if is_plain_gpt2(model.config) else "with its own code"
+    print(
+        f"exported  {meta['path']} to {folder}, {kind}: {model.describe()}, {tokenizer.vocab_size:,} "
+        f"{tokenizer.kind} tokens"
+    )
 
 
 @errors.script

@@ -1,6 +1,7 @@
-"""An exported folder is an ordinary GPT-2 to transformers: the same logits, the same text."""
+"""An exported folder is the same model to transformers, which opens it without this project, and to init_from."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -11,16 +12,17 @@ import torch
 
 import export
 from model_bio import GPT, GPTConfig, model_args
+from tests.test_modeling_wigglegpt import AROUND, LETTERS, UNITS, label, noisy
 from tests.test_tokenizer import STRANGE
-from wiggle import checkpoint, huggingface_tokenizer
+from train import train
+from wiggle import checkpoint, huggingface_tokenizer, sharing
 from wiggle import tokenizer as tokenizer_module
 from wiggle.tokenizer import ByteTokenizer, CharTokenizer, GPT2Tokenizer
 
 pytest.importorskip("transformers")
 ROOT = Path(__file__).parents[1]
-LETTERS = "\n abcdefghijkl"
 
-# Opens folders as anybody would, in a process that knows nothing of this project.
+# Opens plain GPT-2 folders as anybody would, in a process that knows nothing of this project.
 OPEN = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,6 +35,48 @@ for folder in sys.argv[2:]:
     torch.save({"ids": ids, "logits": logits, "new": new, "text": tokenizer.decode(new[0])}, folder + ".pt")
 assert "model_bio" not in sys.modules
 """
+# Opens folders that bring their own code. Started with -I elsewhere, so that this project cannot be imported.
+OPEN_OWN = """
+import importlib.util, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers.utils import logging
+logging.set_verbosity_error()
+assert importlib.util.find_spec("model_bio") is None and importlib.util.find_spec("wiggle") is None
+
+def left_padded(prompts, longest):
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+prompts, found = [[4, 5, 6, 7, 8, 9], [3], [1, 2, 3]], {}
+for folder in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    ids = tokenizer(sys.argv[1], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = model(ids).logits
+    greedy = {"max_new_tokens": 50, "do_sample": False}
+    cached, plain = (model.generate(ids, use_cache=use, **greedy) for use in (True, False))
+    padded, mask = left_padded(prompts, 6)
+    together = model.generate(padded, attention_mask=mask, pad_token_id=0, **greedy)[:, 6:]
+    alone = [model.generate(torch.tensor([p]), **greedy)[0, len(p):] for p in prompts]
+    found[folder] = {"ids": ids, "logits": logits, "cached": cached, "plain": plain}
+    found[folder] |= {"together": together, "alone": torch.stack(alone)}
+
+model.save_pretrained(folder + "-again")
+tokenizer.save_pretrained(folder + "-again")
+with torch.no_grad():
+    again = AutoModelForCausalLM.from_pretrained(folder + "-again", trust_remote_code=True)
+    assert torch.equal(again(ids).logits, logits)
+    half = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.bfloat16)
+    found["half"] = half(ids).logits.float()
+    dynamic = {"input_ids": {1: torch.export.Dim("tokens", min=2, max=64)}, "use_cache": None}
+    exported = torch.export.export(model, (), {"input_ids": ids, "use_cache": False}, dynamic_shapes=dynamic)
+    found["exported"] = exported.module()(input_ids=ids[:, :5], use_cache=False).logits
+generate = pipeline("text-generation", model=folder, trust_remote_code=True)
+found["pipeline"] = generate(sys.argv[1], max_new_tokens=50, do_sample=False)[0]["generated_text"]
+torch.save(found, "found.pt")
+"""
 
 
 @pytest.fixture
@@ -43,13 +87,8 @@ def toy(toy_gpt2, monkeypatch):
 
 
 def trained(path, tokenizer=None, **changes):
-    """A checkpoint whose weights are large enough for a greedy continuation with some life in it."""
-    shape = {"block_size": 64, "vocab_size": len(LETTERS), "n_layer": 2, "n_head": 2, "n_embd": 16} | changes
-    model = GPT(GPTConfig(**shape), seed=3).eval()
-    with torch.no_grad():
-        for i, parameter in enumerate(model.parameters()):
-            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
-            parameter.add_(0.3 * noise)  # biases and norms too, which start at 0 and 1
+    """A checkpoint of a tiny model with life in it, and the model."""
+    model = noisy(**changes)
     identity = (tokenizer or CharTokenizer(LETTERS)).identity()
     checkpoint.save(path, {"model": model.state_dict(), "model_args": model_args(model.config), "tokenizer": identity})
     return model
@@ -131,24 +170,99 @@ def test_gpt2s_own_tokenizer_agrees():
     assert huggingface_tokenizer.is_gpt2s(json.loads(fast.to_str()))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"mlp": "bio"}, "mlp=bio cannot be exported: GPT-2's format knows gelu and gelu_tanh"),
-        ({"mlp": "relu"}, "mlp=relu cannot be exported"),
-        ({"use_rmsnorm": True}, "use_rmsnorm=True cannot be exported: GPT-2's format has no place for it"),
-        (
-            {"position": "rope"},
-            "position='rope' cannot be exported: GPT-2's format has no place for it, a GPT-2 has",
-        ),
-        ({"position": "rope", "qk_norm": True}, "a GPT-2 has position='learned', qk_norm=False"),
-        ({"position": "none"}, "position='none' cannot be exported"),
-    ],
-)
-def test_what_gpt2_cannot_express_is_refused_with_the_reason(tmp_path, capsys, changes, message):
-    trained(tmp_path / "best.pt", **changes)
-    assert message in refused(capsys, f"--out_dir={tmp_path}", f"--to={tmp_path / 'folder'}")
-    assert not (tmp_path / "folder").exists()
+# --- folders that bring their own code ---
+
+
+@pytest.mark.slow
+def test_a_process_without_this_project_gets_the_same_logits_and_text_of_every_model(tmp_path):
+    prompt, models = "abc dig\nha", {}
+    cases = [unit | around for unit in UNITS for around in AROUND if around["bias"]]
+    cases += [{"mlp": "gelu"} | around for around in AROUND if not around["bias"]]
+    for number, case in enumerate(cases):
+        if sharing.is_plain_gpt2(GPTConfig(**case)):
+            continue
+        models[str(tmp_path / str(number))] = trained(tmp_path / f"{number}.ckpt", **case)
+        run(tmp_path / str(number), tmp_path / f"{number}.ckpt")
+    command = [sys.executable, "-I", "-c", OPEN_OWN, prompt, *models]
+    modules = {"HF_MODULES_CACHE": str(tmp_path / "modules")}  # where transformers copies the folders' code to
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | modules)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    ids = torch.tensor([CharTokenizer(LETTERS).encode(prompt)])
+    for folder, model in models.items():
+        theirs = found[folder]
+        assert torch.equal(theirs["ids"], ids)
+        torch.testing.assert_close(theirs["logits"], model(ids, ids)[0], atol=1e-4, rtol=0)
+        assert torch.equal(theirs["cached"], theirs["plain"]), model.config
+        assert torch.equal(theirs["cached"], model.generate(ids, 50, temperature=0)), model.config
+        assert torch.equal(theirs["together"], theirs["alone"]), model.config
+    torch.testing.assert_close(found["half"], theirs["logits"], atol=0.1, rtol=0)
+    torch.testing.assert_close(found["exported"], theirs["logits"][:, :5], atol=1e-5, rtol=0)
+    assert found["pipeline"] == CharTokenizer(LETTERS).decode(theirs["cached"][0].tolist())
+    again, _ = checkpoint.load_model(f"{folder}-again")  # as transformers saved it
+    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=label)
+def test_a_folder_comes_back_bit_for_bit(tmp_path, unit):
+    for number, around in enumerate(AROUND[::5]):  # each position, both norms, with and without QK norm
+        model = trained(tmp_path / "best.pt", **unit, **around, c_fc_std="unit", dropout=0.1)
+        if sharing.is_plain_gpt2(model.config):
+            continue
+        run(tmp_path / str(number), tmp_path / "best.pt")
+        again, meta = checkpoint.load_model(tmp_path / str(number))
+        assert model_args(again.config) == model_args(model.config)
+        assert list(again.state_dict()) == list(model.state_dict())
+        assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
+        assert meta["tokenizer"] == CharTokenizer(LETTERS).identity() and meta["origin"] == "WiggleGPT"
+
+
+def test_training_goes_on_from_a_folder_as_from_its_checkpoint(tmp_path, tiny):
+    train(tiny(mlp="bio", position="rope", max_iters=3))
+    run(tmp_path / "folder", tmp_path / "out")
+    losses = [
+        train(tiny(init_from=str(path), out_dir=str(tmp_path / f"from-{path.name}"), max_iters=3)).first_losses
+        for path in (tmp_path / "out" / "best.pt", tmp_path / "folder")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
+def test_ids_past_the_tokenizers_vocabulary_are_kept_and_never_drawn(tmp_path):
+    model = trained(tmp_path / "best.pt", vocab_size=16, mlp="bio")
+    run(tmp_path / "folder", tmp_path)
+    settings = json.loads((tmp_path / "folder" / "generation_config.json").read_text())
+    assert settings == {"suppress_tokens": [14, 15]}
+    again, _ = checkpoint.load_model(tmp_path / "folder")
+    assert again.sampled_vocab == 14 and torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_the_card_says_what_it_is_how_it_was_trained_and_what_it_reached(tmp_path, tiny):
+    result = train(tiny(mlp="bio", learning_rate=3e-3, max_iters=3))
+    run(tmp_path / "folder", tmp_path / "out")
+    card = (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
+    for text in (
+        "bio, oscillation + feature gate",
+        "sin(ω·x + φ)·tanh(x) + b",
+        "trust_remote_code=True",
+        f"| validation loss | {result.val_loss:.4f} ± {result.val_stderr:.4f} |",
+        f"| validation, bits per byte | {result.val_bpb:.4f} |",
+        "after 3 steps",
+        "dataset = 'tiny'",
+        "learning_rate = 0.003",
+    ):
+        assert text in card
+    assert str(tmp_path) not in card  # where the files lay is nobody's business
+
+
+def test_a_plain_gpt2s_card_asks_for_no_trust_and_says_what_is_not_known(tmp_path):
+    trained(tmp_path / "best.pt")
+    run(tmp_path / "folder", tmp_path)
+    card = (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
+    assert "trust_remote_code" not in card and "Its settings are not recorded" in card
+    assert "No loss is recorded" in card and not (tmp_path / "folder" / "modeling_wigglegpt.py").exists()
+
+
+# --- refused, with the reason ---
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "toy"])
