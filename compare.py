@@ -43,6 +43,7 @@ from train import prepare_missing
 from wiggle import errors
 from wiggle.dataset import Dataset
 from wiggle.errors import UserError
+from wiggle.evaluation import size_of_validation
 from wiggle.lock import folder_lock
 from wiggle.run_log import print_line
 
@@ -80,6 +81,8 @@ def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
     add("--power", type=float, default=0.01, metavar="NATS", help=power_help)
     margin_help = "a difference in nats that does not matter: adds the verdict 'equivalent'"
     add("--margin", type=float, metavar="NATS", help=margin_help)
+    target_help = "the report says after how many tokens and seconds each run is down to this validation loss"
+    add("--target_loss", type=float, metavar="NATS", help=target_help)
     add("--jobs", type=int, default=1, help="runs at a time, cores divided among them (default 1); 0: in this process")
     add("--out_dir", help="folder of runs.jsonl and the report (default: out/compare/CONFIG-KEY)")
     add("--reuse", metavar="FILE", help="runs.jsonl of another comparison, whose matching runs are not repeated")
@@ -92,6 +95,8 @@ def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
         raise UserError(f"seeds and tuning_seeds must lie in 1..{most}, jobs must be at least 0")
     if not (0 < options.power < float("inf") and 0 < (options.margin or 1) < float("inf")) or options.margin == 0:
         raise UserError("power and margin are differences in nats above 0")
+    if options.target_loss is not None and not 0 < options.target_loss < float("inf"):
+        raise UserError("target_loss is a loss in nats a token, above 0")
     if options.reuse and not Path(options.reuse).is_file():
         raise UserError(f"--reuse: there is no file {options.reuse}")
     return options, words
@@ -113,25 +118,30 @@ def plan_study(argv: list[str]) -> Study:
     return Study(options, words, arms, swept, also, out_dir, seeds, threads)
 
 
-def prepare_data(study: Study) -> Dataset:
-    """The data of all arms, made where it is missing. Raises UserError where it is too short to be judged on."""
-    config = study.arms[0].config
-    prepare_missing(config, print_line)
-    data = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
-    if not half_of_windows(len(data.fixed_windows("val", 0)), config.block_size).any():
-        raise UserError(
-            f"{config.dataset} has too few validation tokens: each half needs a block of {VALIDATION_BLOCK}"
-        )
-    return data
+def prepare_data(study: Study) -> dict[str, Dataset]:
+    """
+    The data of all arms by their names, made where they are missing.
+
+    Raises UserError where one is too short to be judged on.
+    """
+    datasets = {}
+    for config in {arm.config.dataset: arm.config for arm in study.arms}.values():
+        prepare_missing(config, print_line)
+        data = datasets[config.dataset] = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
+        if not half_of_windows(len(data.fixed_windows("val", 0)), config.block_size).any():
+            raise UserError(
+                f"{config.dataset} has too few validation tokens: each half needs a block of {VALIDATION_BLOCK}"
+            )
+    return datasets
 
 
 # --- run: what is not finished, each run kept as it ends ---
 
 
-def make_runs(study: Study, identity: dict, stage: str, points: dict[str, list[Point]]) -> list[Run]:
+def make_runs(study: Study, datasets: dict[str, Dataset], stage: str, points: dict[str, list[Point]]) -> list[Run]:
     """The runs of a stage, seed by seed; points: by arm."""
     return [
-        make_run(study, identity, arm, stage, point, seed)
+        make_run(study, datasets[arm.config.dataset].identity, arm, stage, point, seed)
         for seed in study.seeds[stage]
         for arm in study.arms
         for point in points[arm.name]
@@ -231,22 +241,32 @@ def take_points(study: Study, tunings: dict[str, Tuning], place: tuple[str, obje
 # --- report: what came of it, and what a reader must be warned of ---
 
 
-def collect(study: Study, ledger: Ledger, costs: dict[str, ArmCost], runs: list[Run], points: dict) -> list[ArmResult]:
+def collect(
+    study: Study,
+    ledger: Ledger,
+    datasets: dict[str, Dataset],
+    costs: dict[str, ArmCost],
+    runs: list[Run],
+    points: dict[str, Point | None],
+) -> list[ArmResult]:
     """The finished reporting runs of each arm at the point that was taken for it."""
+    sizes = {name: size_of_validation(data) for name, data in datasets.items()}
     results = []
     for arm in study.arms:
         point = points[arm.name]
         mine = [run for run in runs if run.arm is arm and run.point == point and ledger.finished(run)]
         records = {run.seed: ledger.finished(run) for run in mine}
-        results.append(ArmResult(arm, costs[arm.name], point, records))
+        results.append(ArmResult(arm, costs[arm.name], point, records, sizes[arm.config.dataset]))
     return results
 
 
-def carry_out(study: Study, ledger: Ledger, identity: dict, costs: dict[str, ArmCost]) -> tuple[list, dict, list]:
+def carry_out(
+    study: Study, ledger: Ledger, datasets: dict[str, Dataset], costs: dict[str, ArmCost]
+) -> tuple[list, dict, list]:
     """Do what is missing, unless --report asks for none -> (comparisons, tunings by arm, failed runs)."""
     options, everywhere = study.options, {arm.name: study.points for arm in study.arms}
-    tuning = make_runs(study, identity, "tuning", everywhere) if study.swept else []
-    candidates = [*tuning, *make_runs(study, identity, "reporting", everywhere)]
+    tuning = make_runs(study, datasets, "tuning", everywhere) if study.swept else []
+    candidates = [*tuning, *make_runs(study, datasets, "reporting", everywhere)]
     if options.reuse:
         reuse(options.reuse, ledger, candidates)
     failed, places = [], [None, *study.also]
@@ -258,12 +278,13 @@ def carry_out(study: Study, ledger: Ledger, identity: dict, costs: dict[str, Arm
     tunings = read_tuning(study, ledger, tuning)
     taken = [take_points(study, tunings, place) for place in places]
     points = {name: [at[name] for at in taken if at[name] is not None] for name in everywhere}
-    reporting = make_runs(study, identity, "reporting", points)
+    reporting = make_runs(study, datasets, "reporting", points)
     if not options.report:
         failed += run_missing(study, ledger, reporting, progress)
     wheres = ["", *(f"{key}={spell(value)}" for key, value in study.also)]
     comparisons = [
-        Comparison(where, collect(study, ledger, costs, reporting, at)) for where, at in zip(wheres, taken, strict=True)
+        Comparison(where, collect(study, ledger, datasets, costs, reporting, at))
+        for where, at in zip(wheres, taken, strict=True)
     ]
     return comparisons, tunings, failed
 
@@ -280,12 +301,12 @@ def nothing_to_report(study: Study, ledger: Ledger, tunings: dict[str, Tuning], 
 
 def compare(study: Study, argv: list[str]) -> None:
     """Do what is missing of a study and write its report. Raises UserError where a run failed."""
-    data = prepare_data(study)
+    datasets = prepare_data(study)
     ledger = Ledger(study.out_dir / "runs.jsonl")
-    costs = count_costs(study, data, ledger)
+    costs = count_costs(study, datasets, ledger)
     study = share_budget(study, costs)
     try:
-        comparisons, tunings, failed = carry_out(study, ledger, data.identity, costs)
+        comparisons, tunings, failed = carry_out(study, ledger, datasets, costs)
     except KeyboardInterrupt:
         print_line(f"stopped   the finished runs are in {ledger.path}: the same command goes on from here")
         raise
@@ -293,7 +314,7 @@ def compare(study: Study, argv: list[str]) -> None:
         raise UserError(nothing_to_report(study, ledger, tunings, failed))
     from experiment import report  # after the runs: their processes import this file, and need no matplotlib
 
-    looked_at = key_of_looks(study, data.identity)
+    looked_at = key_of_looks(study, {name: data.identity for name, data in datasets.items()})
     notes = find_notes(study, ledger, comparisons, looked_at)
     for line in report.write(study, comparisons, tunings, notes, argv):
         print_line(line)

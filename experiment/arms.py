@@ -35,6 +35,7 @@ class CompareOptions:
     match: Literal["steps", "flops", "time"]
     power: float
     margin: float | None
+    target_loss: float | None
     jobs: int
     out_dir: str | None
     reuse: str | None
@@ -95,12 +96,17 @@ class Tuning:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """The reporting runs of an arm at the point taken for it (None: none could be), by seed, as runs.jsonl has them."""
+    """
+    The reporting runs of an arm at the point taken for it (None: none could be), by seed, as runs.jsonl has them.
+
+    val_size: tokens and bytes of the validation split, which make bits a byte of a loss; None where not known.
+    """
 
     arm: Arm
     cost: ArmCost
     point: Point | None
     runs: dict[int, dict]
+    val_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,8 @@ def plan_arms(
     varied, swept = [key for key, _ in varied_flags], [key for key, _ in swept_flags]
     if len(varied) > 2 or len({*varied, *swept}) < len(varied) + len(swept):
         raise UserError("vary one key, or two as a full grid, and sweep other ones, each given once")
-    if unfit := {*varied, *swept} & (JUDGES | BYSTANDERS):
+    may_differ = {"dataset"} & set(varied)  # each value is then judged by itself: see contrasts.level_key
+    if unfit := {*varied, *swept} & (JUDGES | BYSTANDERS) - may_differ:
         raise UserError(f"{min(unfit)} is no property of the model or of its training: it cannot be varied or swept")
     if "mlp" in swept:
         raise UserError("mlp makes an arm of its own: vary it")

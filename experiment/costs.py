@@ -19,18 +19,19 @@ from wiggle.run_log import print_line
 ROUNDS = 5  # of timing the arms by turns
 
 
-def count_costs(study: Study, data: Dataset, ledger: Ledger) -> dict[str, ArmCost]:
+def count_costs(study: Study, datasets: dict[str, Dataset], ledger: Ledger) -> dict[str, ArmCost]:
     """Count parameters and FLOPs of each arm, sound the alarm of blow-ups, and time the steps -> costs by arm."""
     models = {}
     for arm in study.arms:
-        shape, limit = arm.config.gpt_config(arm.config.vocab_size or data.model_vocab), arm.config.max_blowup
+        vocabulary = arm.config.vocab_size or datasets[arm.config.dataset].model_vocab
+        shape, limit = arm.config.gpt_config(vocabulary), arm.config.max_blowup
         with torch.device("meta"):
             model = GPT(shape, arm.neuron)
         models[arm.name] = model
         if limit is not None and shape.mlp != "gelu" and not study.options.report:
             device, dtype = torch.device(arm.config.device), getattr(torch, arm.config.dtype)
             blowup.alarm(shape, limit, False, device, dtype, arm.neuron, print_line)
-    timed = time_arms(study, data.identity, ledger)
+    timed = time_arms(study, {name: data.identity for name, data in datasets.items()}, ledger)
     return {
         name: ArmCost(
             model.get_num_params(non_embedding=False),
@@ -66,7 +67,7 @@ def activation_flops_per_token(model: GPT) -> float:
     return 3 * operations * hidden * model.config.n_layer
 
 
-def time_arms(study: Study, identity: dict, ledger: Ledger) -> dict[str, tuple[float, float, float]]:
+def time_arms(study: Study, identities: dict[str, dict], ledger: Ledger) -> dict[str, tuple[float, float, float]]:
     """
     Milliseconds a step of each arm, timed by turns, their ratio to the control's and its standard error.
 
@@ -75,7 +76,7 @@ def time_arms(study: Study, identity: dict, ledger: Ledger) -> dict[str, tuple[f
     """
     keys = {}
     for arm in study.arms:
-        settings = settings_of(replace(arm.config, seed=0), arm.neuron, identity)
+        settings = settings_of(replace(arm.config, seed=0), arm.neuron, identities[arm.config.dataset])
         keys[arm.name] = f"{key_of(settings)}-{study.threads}"
     missing = [arm for arm in study.arms if not ledger.get("timing", keys[arm.name])]
     if missing and not study.options.report:

@@ -96,9 +96,12 @@ class Ledger:
                 os.fsync(file.fileno())
 
 
-def key_of_looks(study: Study, identity: dict) -> str:
-    """What the reports on these arms are known by, whatever the number of their seeds."""
-    arms = [key_of(settings_of(replace(arm.config, seed=0), arm.neuron, identity)) for arm in study.arms]
+def key_of_looks(study: Study, identities: dict[str, dict]) -> str:
+    """What the reports on these arms are known by, whatever the number of their seeds. identities: by dataset."""
+    arms = [
+        key_of(settings_of(replace(arm.config, seed=0), arm.neuron, identities[arm.config.dataset]))
+        for arm in study.arms
+    ]
     return key_of({"arms": arms, "swept": {key: list(map(spell, values)) for key, values in study.swept.items()}})
 
 

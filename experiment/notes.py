@@ -3,7 +3,7 @@
 from dataclasses import asdict
 
 from experiment.arms import Arm, Comparison, Study, at_edge, spell
-from experiment.contrasts import control_of, pair_with_controls
+from experiment.contrasts import control_of, level_key, pair_with_controls
 from experiment.ledger import Ledger, settings_of
 from experiment.nonlinearity import notes_on_starts
 from train import TrainConfig
@@ -13,6 +13,8 @@ def find_notes(study: Study, ledger: Ledger, comparisons: list[Comparison], look
     """All sentences, in the order of the report. looked_at: see ledger.key_of_looks."""
     notes = [note for comparison in comparisons for note in notes_on_edges(study, comparison)]
     notes += [note for comparison in comparisons for note in notes_on_seeds(study, comparison)]
+    if level_key(study) == "dataset" and not pair_with_controls(study, comparisons[0].results):
+        notes.append("losses on different texts are not comparable, so no dataset gets a verdict: vary another key too")
     notes += notes_on_budget(study, comparisons[0])
     notes += notes_on_folder(study, ledger, looked_at)
     return notes + [
@@ -63,7 +65,8 @@ def notes_on_budget(study: Study, comparison: Comparison) -> list[str]:
 def is_of(record: dict, arm: Arm) -> bool:
     """Whether a record of runs.jsonl is of an arm, whatever it was called where it was run first."""
     settings, default = settings_of(arm.config, arm.neuron, {}), asdict(TrainConfig())
-    return all((default | record["settings"])[key] == (default | settings)[key] for key in arm.settings)
+    keys = set(arm.settings) & set(default | settings)  # a dataset is no setting: its identity is in the run's key
+    return all((default | record["settings"])[key] == (default | settings)[key] for key in keys)
 
 
 def notes_on_folder(study: Study, ledger: Ledger, looked_at: str) -> list[str]:

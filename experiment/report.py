@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 from experiment.arms import Comparison, Study, Tuning
 from experiment.contrasts import Contrast, level_key, make_contrasts, pair_with_controls
+from experiment.markdown import number
 from experiment.nonlinearity import nonlinearity_section
 from experiment.pictures import draw_curves, draw_forest
 from experiment.provenance import command, machine
 from experiment.sections import power_section, power_summary, tuning_section
-from experiment.table import as_csv, big_table, is_arm, number, seeds_text, summary, table
+from experiment.table import as_csv, big_table, is_arm, seeds_text, summary, table
+from experiment.targets import target_section
 from wiggle.files import atomic_write
 
 BUDGETS = {"steps": "steps", "flops": "FLOPs", "time": "seconds"}  # --match -> what all arms have alike
@@ -103,10 +105,11 @@ def markdown(
     best, *others = sections
     lines = best.lines
     text = [f"# {headline(study, best.contrasts)}", ""]
-    text += [*verdicts(study, lines), "", *(f"> **Note:** {note}." for note in notes), ""]
+    text += [*verdicts(study, best), "", *(f"> **Note:** {note}." for note in notes), ""]
     text += [*big_table(study, lines), "", method(study, lines), ""]
     diverged = any("diverged" in line for section in sections for line in section.lines)
     text += [DIVERGED, ""] if diverged else []
+    text += target_section(study, best.comparison.results)
     text += power_section(study, best.contrasts)
     text += nonlinearity_section(best.comparison.results)
     if study.swept:
@@ -121,7 +124,7 @@ def markdown(
             f"Each arm at its best point with {where}; p is corrected within this table.",
             "",
         ]
-        text += [*verdicts(study, section.lines), "", *big_table(study, section.lines), ""]
+        text += [*verdicts(study, section), "", *big_table(study, section.lines), ""]
         text += [f"![differences to the control at {where}](forest{section.suffix}.png)", ""] * bool(section.contrasts)
         text += nonlinearity_section(section.comparison.results)
     text += ["## How it was made", "", "```", shlex.join(["python", "compare.py", *argv]), "```", ""]
@@ -165,13 +168,12 @@ def method_of_levels(study: Study) -> str:
     )
 
 
-def verdicts(study: Study, lines: list[dict]) -> list[str]:
+def verdicts(study: Study, section: Section) -> list[str]:
     """A line of a list for each difference that is tested."""
-    text = []
-    for line in lines:
-        if line["verdict"] == "control":
-            continue
-        low, high = number(line["low"], "+.4f"), number(line["high"], "+.4f")
-        numbers = f"{number(line['difference'], '+.4f')} nats a token, 95 % interval {low} to {high}"
-        text.append(f"- {line['arm']}: **{line['verdict']}** ({numbers}, {seeds_text(study, line)})")
+    text, tested = [], {contrast.name for contrast in section.contrasts}
+    for line in section.lines:
+        if line["arm"] in tested:
+            low, high = number(line["low"], "+.4f"), number(line["high"], "+.4f")
+            numbers = f"{number(line['difference'], '+.4f')} nats a token, 95 % interval {low} to {high}"
+            text.append(f"- {line['arm']}: **{line['verdict']}** ({numbers}, {seeds_text(study, line)})")
     return text

@@ -7,7 +7,10 @@ import numpy as np
 
 from experiment.arms import ArmCost, ArmResult, Study, at_point, spell
 from experiment.contrasts import Contrast, control_of
+from experiment.markdown import grid, number
 from experiment.statistics import NAN, Difference
+from experiment.targets import target_columns
+from wiggle.evaluation import bits_per_byte
 
 COSTS = {  # column of table.csv -> how report.md spells it
     "parameters": lambda value: f"{value / 1e6:.3f}M",
@@ -36,14 +39,17 @@ def costs(result: ArmResult) -> dict[str, float]:
 def table(study: Study, results: list[ArmResult], contrasts: list[Contrast]) -> list[dict]:
     """A dict for each arm: what it is, how good, how sure, and what it costs; then one for each interaction."""
     tested, by_name = {contrast.name: contrast for contrast in contrasts}, {r.arm.name: r for r in results}
+    controls = {contrast.control for contrast in contrasts if not contrast.is_interaction}
     any_diverged = any(run["loss"] is None for result in results for run in result.runs.values())
     lines = []
     for result in results:
         line = figures_of_arm(study, result, any_diverged) | judged(tested.get(result.arm.name))
+        if result.arm.name in controls:
+            line["verdict"] = "control"
         control = by_name[control_of(study, result.arm).name]
         for (key, cost), base in zip(costs(result).items(), costs(control).values(), strict=True):
             line |= {key: cost, f"{key}_ratio": cost / base if base else NAN}
-        lines.append(line | ratio_of_times(result.cost, control.cost))
+        lines.append(line | ratio_of_times(result.cost, control.cost) | target_columns(study, result))
     for contrast in contrasts:
         if contrast.is_interaction:
             seeds = len(contrast.difference.values)
@@ -68,13 +74,15 @@ def figures_of_arm(study: Study, result: ArmResult, any_diverged: bool) -> dict:
         line["steps"] = at_point(result.arm.config, study.swept, point).max_iters
     line["seeds"] = len(found)
     line |= {"diverged": len(result.runs) - len(found)} if any_diverged else {}
-    return line | {"val_loss": np.mean(found) if found else NAN, "val_sd": np.std(found, ddof=1) if found[1:] else NAN}
+    loss = float(np.mean(found)) if found else NAN
+    bits = bits_per_byte(loss, *result.val_size) if result.val_size else NAN
+    return line | {"val_loss": loss, "val_sd": np.std(found, ddof=1) if found[1:] else NAN, "bits_per_byte": bits}
 
 
 def judged(contrast: Contrast | None) -> dict:
-    """The difference to the control as columns; None: of a control."""
+    """The difference to the control as columns; None: of an arm that is judged against nothing."""
     d = contrast.difference if contrast else Difference()
-    verdict = contrast.verdict if contrast else "control"
+    verdict = contrast.verdict if contrast else d.verdict
     return {"difference": d.mean, "low": d.low, "high": d.high, "p": d.p, "p_holm": d.p_holm, "verdict": verdict}
 
 
@@ -94,11 +102,6 @@ def as_csv(lines: list[dict]) -> str:
 
 
 # --- words and numbers ---
-
-
-def number(value: float, form: str) -> str:
-    """A formatted number, or a dash where it is NaN: too few seeds, or nothing to measure."""
-    return "–" if np.isnan(value) else format(value, form)
 
 
 def interval(line: dict) -> str:
@@ -128,23 +131,27 @@ def summary(line: dict) -> str:
 # --- in report.md ---
 
 
-def grid(header: list, rows: list[list]) -> list[str]:
-    """The lines of a markdown table."""
-    return [f"| {' | '.join(map(str, row))} |" for row in (header, ["---"] * len(header), *rows)]
-
-
 def big_table(study: Study, lines: list[dict]) -> list[str]:
     """The lines of table.csv as a markdown table."""
-    header = ["arm", *study.swept, "validation loss", "difference [95 % interval]", "p (Holm)", "verdict"]
+    header = [
+        "arm",
+        *study.swept,
+        "validation loss",
+        "bits a byte",
+        "difference [95 % interval]",
+        "p (Holm)",
+        "verdict",
+    ]
     header += ["parameters", "MFLOP a token", "of its activation", "ms a step", "tokens/s", "memory, MiB", "steps"]
     rows = []
     for line in lines:
         tested = [interval(line), number(line["p_holm"], ".2g"), f"**{line['verdict']}**"]
         if not is_arm(line):
-            row = [line["arm"], *[""] * (len(study.swept) + 1), *tested]
+            row = [line["arm"], *[""] * (len(study.swept) + 2), *tested]
             rows.append(row + [""] * (len(header) - len(row)))
             continue
-        row = [line["arm"], *(spell(line[key]).replace("nan", "–") for key in study.swept), loss_cell(study, line)]
+        point = [spell(line[key]).replace("nan", "–") for key in study.swept]
+        row = [line["arm"], *point, loss_cell(study, line), number(line["bits_per_byte"], ".4f")]
         row += ["", "", "control"] if line["verdict"] == "control" else tested
         for key, shown in COSTS.items():
             ratio = line[f"{key}_ratio"]

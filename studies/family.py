@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from experiment.markdown import grid
 from experiment.statistics import ALPHA, holm
-from experiment.table import grid
 from wiggle import errors
 from wiggle.errors import UserError
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -371,8 +372,38 @@ def test_each_level_of_the_second_key_has_its_own_control_and_the_interaction_a_
     assert apart["interaction of relu 2"] == pytest.approx(apart["relu 2"] - apart["relu 1"], abs=1e-6)
     text = (tmp_path / "out" / "report.md").read_text()
     assert "relu 1 against gelu 1, relu 2 against gelu 2" in text and "- interaction of relu 2: **" in text
-    one = experiment(words, tmp_path / "out", *grid, "--control=gelu 1", seeds=3)
-    assert [name for name, line in one.items() if line["verdict"] == "control"] == ["gelu 1"] and len(one) == 4
+
+
+@pytest.fixture(scope="session")
+def other_words(words):
+    """`words` with a second dataset, 'bytes', beside it: the same text in bytes, so another vocabulary."""
+    folder = Path(words[0]).parent
+    if not (folder / "data" / "bytes").exists():
+        corpora.prepare(str(folder / "long.txt"), data_dir=str(folder / "data"), tokenizer="byte", name="bytes")
+    return words
+
+
+def test_each_dataset_is_judged_by_itself_and_compared_in_bits_a_byte(other_words, tmp_path):
+    short = ["--vary=dataset=long,bytes", "--max_iters=2", "--warmup_iters=1", "--target_loss=1.0"]
+    table = experiment(other_words, tmp_path / "out", *short, seeds=3)
+    verdicts = {name: line["verdict"] for name, line in table.items()}
+    assert [name for name, verdict in verdicts.items() if verdict == "control"] == ["gelu long", "gelu bytes"]
+    assert len(table) == 4 and {records["arm"] for records in records_of(tmp_path / "out", "reporting")} == set(table)
+    for line in table.values():
+        assert float(line["bits_per_byte"]) == pytest.approx(float(line["val_loss"]) / np.log(2), rel=1e-6)
+        assert (line["seeds_at_target"], line["tokens_to_target"]) == ("0", "")
+    assert int(table["gelu bytes"]["parameters"]) > int(table["gelu long"]["parameters"])  # 256 tokens, not 9
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "relu long against gelu long, relu bytes against gelu bytes" in text and "| bits a byte |" in text
+    assert "losses on different texts are not comparable" in text and "interaction" not in text
+
+
+def test_datasets_alone_get_no_verdict(other_words, tmp_path):
+    flags = ["--seeds=3", "--jobs=0", f"--out_dir={tmp_path}", "--max_iters=2", "--warmup_iters=1"]
+    compare.main([*other_words, "--vary=dataset=long,bytes", *flags])
+    text = (tmp_path / "report.md").read_text()
+    assert "so no dataset gets a verdict: vary another key too" in text and text.count("**no verdict**") == 2
+    assert "](forest.png)" not in text and not (tmp_path / "forest.png").exists()
 
 
 # --- a grid of swept keys ---

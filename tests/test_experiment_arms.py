@@ -63,6 +63,7 @@ def test_a_grid_has_every_cell_that_is_a_model_of_its_own():
     [
         (["seed=1,2"], {}, "seed is no property of the model"),
         (BOTH, {"sweep": ["out_dir=1,2"]}, "out_dir is no property"),
+        (BOTH, {"sweep": ["dataset=a,b"]}, "dataset is no property"),
         (["lerning_rate=1,2"], {}, "did you mean 'learning_rate'?"),
         (["mlp=gelu,gelu"], {}, "names one arm twice"),
         (["mlp=gelu"], {}, "two arms or more"),
@@ -74,6 +75,7 @@ def test_a_grid_has_every_cell_that_is_a_model_of_its_own():
         (BOTH, {"sweep": ["lr_schedule=wsd,fast"]}, "expected 'cosine' or 'wsd'"),
         (BOTH, {"sweep": ["n_head=2,3"]}, "n_head=3 does not divide"),
         (BOTH, {"sweep": ["max_iters=5,6"], "match": "time"}, "--match=time sets the number of steps"),
+        (["warmup_iters=5,6"], {"match": "flops"}, "--match=flops sets the number of steps"),
         (["mlp=gelu,"], {}, "not of the form KEY=A,B"),
     ],
 )

@@ -6,13 +6,13 @@ import pytest
 
 from experiment import report
 from experiment.arms import Arm, ArmCost, ArmResult, CompareOptions, Comparison, Study, Tuning
-from experiment.table import number
+from experiment.markdown import number
 from train import TrainConfig
 
 LOSSES = {"gelu": [2.00, 2.02, 2.01, 2.03], "bio": [1.90, 1.93, 1.90, 1.92], "silu": [2.001, 2.021, 2.012, 2.029]}
 
 
-def study_of(out_dir, losses, swept=None, also=(), tuning_seeds=2, margin=None):
+def study_of(out_dir, losses, swept=None, also=(), tuning_seeds=2, margin=None, target_loss=None):
     arms = [
         Arm(name, {"mlp": name}, TrainConfig(mlp=name, max_iters=500, device="cpu", dtype="float32")) for name in losses
     ]
@@ -26,6 +26,7 @@ def study_of(out_dir, losses, swept=None, also=(), tuning_seeds=2, margin=None):
         match="steps",
         power=0.01,
         margin=margin,
+        target_loss=target_loss,
         jobs=1,
         out_dir=None,
         reuse=None,

@@ -41,6 +41,21 @@ def bits_per_byte(loss: float, tokens: int, text_bytes: int) -> float:
     return loss * tokens / text_bytes / math.log(2)
 
 
+def size_of_validation(data: Dataset) -> tuple[int, int] | None:
+    """
+    Tokens and UTF-8 bytes of the validation split; None where nobody counted its bytes.
+
+    Data of characters or bytes that was prepared before the bytes were counted is counted here.
+    """
+    ids, known = data.splits["val"], data.text_bytes["val"]
+    if not known and data.tokenizer["kind"] == "byte":
+        known = len(ids)
+    elif not known and data.tokenizer["kind"] == "char":
+        sizes = np.array([len(character.encode()) for character in data.tokenizer["characters"]])
+        known = int((np.bincount(ids, minlength=len(sizes)) * sizes).sum())
+    return (len(ids), known) if known else None
+
+
 @torch.no_grad()
 def window_losses(
     model: GPT, data: Dataset, split: str, starts: np.ndarray, device: torch.device, dtype: torch.dtype
