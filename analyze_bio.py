@@ -82,7 +82,7 @@ def read_text(config, model, meta):
     tokenizer = from_identity(data.tokenizer)
     if meta["tokenizer"] and from_identity(meta["tokenizer"]).identity() != tokenizer.identity():
         raise UserError(f"{data.folder} has another vocabulary than {meta['path']} was trained on")
-    idx, _ = data.windows("val", data.fixed_windows("val", max(1, config.tokens // data.block_size)))
+    idx = data.windows("val", data.fixed_windows("val", max(1, config.tokens // data.block_size)))[:, :-1]
     seen, token = idx.flatten().unique(return_inverse=True)  # (M,), and (N,) numbers below M
     tokens = [tokenizer.token_bytes(i).decode("utf-8", "replace") for i in seen]
     # a token's class: the Unicode category of its first letter, and whether a space, as of GPT-2's words, goes before

@@ -17,13 +17,14 @@ import torch
 from kernels.decoding import cast_matrices
 from model_bio import GPT
 from wiggle import checkpoint, configurator, custom_neuron, errors
-from wiggle.device import Machine, autocast, pick_machine
+from wiggle.device import Machine, autocast, pick_compile, pick_machine
 from wiggle.errors import UserError
 from wiggle.files import read_text
 from wiggle.sampling import default_prompt, print_as_drawn
 from wiggle.telemetry import event_rates
 from wiggle.tokenizer import Tokenizer
 
+COMPILE_FROM = 8192  # steps of generation from which compile=auto compiles, which takes up to a minute
 CACHE_BYTES = 2**30  # memory for the keys and values of samples that are drawn together
 READ_EVERY = 16  # steps on a card between two readings of its ids: each waits for the card, and leaves it idle
 
@@ -53,7 +54,7 @@ class SampleConfig:
     # machine
     device: str = "auto"  # auto (cuda > mps > cpu), cpu, cuda, cuda:1, mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the card has it
-    compile: bool | Literal["auto"] = "auto"  # torch.compile for the steps; auto: on a GPU with a working Triton
+    compile: bool | Literal["auto"] = "auto"  # torch.compile for the steps; auto: for long jobs on a GPU with Triton
 
     def __post_init__(self):
         for key, low in (("num_samples", 1), ("max_new_tokens", 1), ("temperature", 0), ("seed", 0)):
@@ -99,6 +100,14 @@ def batch_sizes(model: GPT, count: int, tokens: int, dtype: torch.dtype) -> list
     sample_bytes = 2 * c.n_layer * c.n_embd * min(tokens, c.block_size) * dtype.itemsize
     parts = math.ceil(count / max(1, CACHE_BYTES // sample_bytes))
     return [count // parts + (part < count % parts) for part in range(parts)]
+
+
+def with_compiler(machine: Machine, setting: bool | str, steps: int) -> Machine:
+    """The machine, which compiles as the setting says; 'auto' not where so few steps save less than compiling takes."""
+    if setting == "auto" and machine.device.type == "cuda" and steps < COMPILE_FROM:
+        return machine._replace(how=f"eager (compile=auto is for jobs of {COMPILE_FROM:,} steps and more)")
+    compiled, how = pick_compile(setting, machine.device)
+    return machine._replace(compiled=compiled, how=how)
 
 
 def warm_up(model: GPT, prompts: torch.Tensor, count: int, options: dict) -> None:
@@ -161,9 +170,11 @@ def draw_samples(
 
 def sample(config: SampleConfig) -> None:
     """Print what a checkpoint makes of a prompt. Raises UserError for what can be mended."""
-    machine = pick_machine(config.device, config.dtype, config.compile)
+    machine = pick_machine(config.device, config.dtype, False)
     model, tokenizer = load_model_and_tokenizer(config, machine.device)
     text, ids = read_prompt(config.start, model, tokenizer)
+    parts = batch_sizes(model, config.num_samples, len(ids) + config.max_new_tokens, machine.dtype)
+    machine = with_compiler(machine, config.compile, len(parts) * config.max_new_tokens)
     print(f"model     {model.describe()}, context {model.config.block_size}")
     print(f"device    {machine}")
     cast_matrices(model, machine.dtype)

@@ -29,7 +29,7 @@ from wiggle.batch_size import choose_batch_size
 from wiggle.compiler import compiled_or_eager
 from wiggle.custom_neuron import Neuron
 from wiggle.dataset import BatchesAhead, Dataset
-from wiggle.device import Machine, autocast, keep_freed_memory, peak_flops, peak_memory, pick_machine, send
+from wiggle.device import Machine, autocast, keep_freed_memory, peak_flops, peak_memory, pick_machine, send_windows
 from wiggle.distributed import (
     Processes,
     connect,
@@ -409,8 +409,8 @@ def train_step(
             guarded.optimizer.zero_grad(set_to_none=True)
             return None
         number = rank * micro_batches + micro  # of this micro-batch within the step
-        x, y = data.batch(step * config.sequences_per_step + number * config.batch_size, config.batch_size)
-        x, y = send(x, device), send(y, device)  # (B, T) each
+        windows = data.batch(step * config.sequences_per_step + number * config.batch_size, config.batch_size)
+        x, y = send_windows(windows, device)  # (B, T) each
         torch.manual_seed(stable_seed(config.seed, "dropout", step, micro, rank))
         if world > 1:
             model.require_backward_grad_sync = micro == micro_batches - 1  # once a step is enough
@@ -426,7 +426,7 @@ def train_step(
 
 def step_figures(run: Run, loss: Tensor, norm: Tensor) -> dict:
     """Wait for the step, and raise Diverged where the run is stuck -> what metrics.jsonl keeps of the step itself."""
-    one_sequence = run.data.batch(run.step, 1)[0].to(run.machine.device)
+    one_sequence, _ = send_windows(run.data.batch(run.step, 1), run.machine.device)
     layers = {"event_rate": event_rates(run.model, one_sequence), "beta": sharpness(run.model)}
     loss, norm, (skipped, _) = loss.item(), norm.item(), run.guarded.skipped.tolist()
     run.guarded.raise_if_stuck(run.step, loss, norm)

@@ -143,7 +143,7 @@ def train_and_judge(config: TrainConfig, neuron: Neuron | None, stage: str, keep
 
 def nonlinearity(model: GPT, data: Dataset) -> list[list[float]]:
     """By layer: the standard deviation of c_fc's output, and the share of the MLP that is not linear, on validation."""
-    idx, _ = data.windows("val", data.fixed_windows("val", max(1, 4096 // data.block_size)))
+    idx = data.windows("val", data.fixed_windows("val", max(1, 4096 // data.block_size)))[:, :-1]
     layers = nonlinearities(model, idx.to(model.lm_head.weight.device))
     return [[round(layer.preactivation_std, 4), round(layer.share, 4)] for layer in layers]
 

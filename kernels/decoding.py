@@ -25,16 +25,20 @@ def cast_matrices(model: nn.Module, dtype: torch.dtype) -> None:
 
 class KVCache(nn.Module):
     """
-    Keys and values of the tokens read so far, in two buffers of shape (L, B, H, tokens, D), allocated once.
+    Keys and values of the tokens read so far, in two buffers (B, H, tokens, D) a layer, allocated once.
 
-    It is a module because torch.compile takes a module's tensors to keep their addresses, as a CUDA graph needs.
+    shape: (L, B, H, tokens, D). It is a module because torch.compile takes a module's tensors to keep their addresses,
+    as a CUDA graph needs. Each layer has buffers of its own: torch.compile copies the whole of a tensor into a part of
+    which it writes.
     """
 
     def __init__(self, shape: tuple[int, int, int, int, int], device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
-        # Zeros, not empty: a masked place still enters the product, where a NaN would come through.
-        self.register_buffer("keys", torch.zeros(shape, device=device, dtype=dtype))
-        self.register_buffer("values", torch.zeros(shape, device=device, dtype=dtype))
+        layers, *shape_of_layer = shape
+        for layer in range(layers):
+            # Zeros, not empty: a masked place still enters the product, where a NaN would come through.
+            self.register_buffer(f"keys_{layer}", torch.zeros(shape_of_layer, device=device, dtype=dtype))
+            self.register_buffer(f"values_{layer}", torch.zeros(shape_of_layer, device=device, dtype=dtype))
 
     def extend(self, layer: int, places: slice | Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """
@@ -44,7 +48,7 @@ class KVCache(nn.Module):
         for a compiled step, whose shapes may not depend on the place: S is the whole buffer, and the mask (1, S) hides
         what lies past the place.
         """
-        keys, values = self.keys[layer], self.values[layer]
+        keys, values = getattr(self, f"keys_{layer}"), getattr(self, f"values_{layer}")
         keys[:, :, places], values[:, :, places] = k.to(keys.dtype), v.to(values.dtype)
         if isinstance(places, slice):
             return keys[:, :, : places.stop], values[:, :, : places.stop], None

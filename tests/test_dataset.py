@@ -68,12 +68,12 @@ def test_an_epoch_visits_each_window_once_and_the_next_cuts_elsewhere(tmp_path):
 
 def test_batches_have_no_state_and_slice_as_you_like(tmp_path):
     data = opened(write_dataset(tmp_path / "d"))
-    x, y = data.batch(60, 12)  # crosses an epoch's end
+    ids = data.batch(60, 12)  # crosses an epoch's end
     parts = [data.batch(60 + i, 3) for i in (9, 0, 6, 3)]
-    assert torch.equal(x, torch.cat([parts[i][0] for i in (1, 3, 2, 0)]))
-    assert torch.equal(x[:, 1:], y[:, :-1])
-    assert torch.equal((x + 1) % 256, y)  # this corpus counts up
-    assert not torch.equal(x, opened(tmp_path / "d", seed=2).batch(60, 12)[0])
+    assert torch.equal(ids, torch.cat([parts[i] for i in (1, 3, 2, 0)]))
+    assert ids.shape == (12, 17) and ids.is_contiguous()
+    assert torch.equal((ids[:, :-1] + 1) % 256, ids[:, 1:])  # this corpus counts up
+    assert not torch.equal(ids, opened(tmp_path / "d", seed=2).batch(60, 12))
 
 
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (0, 2), (1, 2)])
@@ -83,8 +83,8 @@ def test_batches_prepared_ahead_are_the_same_batches(tmp_path, rank, world):
     with BatchesAhead(data, 12, 3, rank, world) as ahead:
         for place, first in enumerate(numbers):
             assert place == 0 or (first, 3) in ahead.prepared  # it was guessed
-            assert all(map(torch.equal, ahead.batch(first, 3), data.batch(first, 3)))
-        assert all(map(torch.equal, ahead.batch(1000, 5), data.batch(1000, 5)))  # nobody guessed that
+            assert torch.equal(ahead.batch(first, 3), data.batch(first, 3))
+        assert torch.equal(ahead.batch(1000, 5), data.batch(1000, 5))  # nobody guessed that
 
 
 def test_an_error_of_a_batch_prepared_ahead_comes_when_it_is_asked_for(tmp_path):
@@ -103,8 +103,8 @@ def test_an_error_of_a_batch_prepared_ahead_comes_when_it_is_asked_for(tmp_path)
 @pytest.mark.parametrize("first", [0, 4090, 4096, 8190])
 def test_a_batch_does_not_depend_on_the_blocks_that_its_windows_are_looked_up_in(tmp_path, first):
     data = opened(write_dataset(tmp_path / "d"))
-    x, y = data.windows("train", data.train_starts(np.arange(first, first + 12)))
-    assert all(map(torch.equal, data.batch(first, 12), (x, y)))
+    ids = data.windows("train", data.train_starts(np.arange(first, first + 12)))
+    assert torch.equal(data.batch(first, 12), ids)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
@@ -139,7 +139,7 @@ def test_uint32(tmp_path):
     (np.arange(1000) + 70_000).astype("uint32").tofile(folder / "train.bin")
     data = Dataset(folder, 16, 1)
     data.check_ids(80_000)
-    assert data.batch(0, 4)[0].min() >= 70_000
+    assert data.batch(0, 4).min() >= 70_000
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,7 @@ def test_broken_data_is_one_sentence(tmp_path, breakage, message):
 
 def test_the_shortest_data_that_serves(tmp_path):
     data = opened(write_dataset(tmp_path / "d", train=17, val=17))
-    x, y = data.batch(0, 3)
-    assert x.tolist() == [list(range(16))] * 3 and y[0, -1] == 16
+    assert data.batch(0, 3).tolist() == [list(range(17))] * 3
 
 
 def test_a_missing_dataset_is_told_with_the_command_that_makes_it_there(tmp_path):
@@ -195,7 +194,7 @@ def test_ids_past_a_models_vocabulary_are_told_with_what_would_fit(tmp_path):
         data.check_ids(255)
     with pytest.raises(UserError, match="past the vocabulary of 255"):
         data.windows("train", np.array([240]))
-    assert data.windows("train", np.array([0]))[0].shape == (1, 16)
+    assert data.windows("train", np.array([0])).shape == (1, 17)
 
 
 # --- data that is not what meta.json says ---

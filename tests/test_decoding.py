@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from kernels.decoding import KVCache, cast_matrices, pick_tokens
 
@@ -46,7 +48,28 @@ def test_places_as_a_slice_and_as_a_tensor_show_the_same_tokens():
     keys, values, mask = caches[1].extend(1, torch.tensor([5]), k[:, :, 5:], v[:, :, 5:])
     assert keys.shape == (1, 3, 8, 4) and mask.tolist() == [[True] * 6 + [False] * 2]
     assert torch.equal(keys[:, :, mask[0]], k) and torch.equal(values[:, :, mask[0]], v)
-    assert not caches[0].keys[0].any(), "another layer's"
+    assert not caches[0].keys_0.any(), "another layer's"
+
+
+def test_a_compiled_step_writes_into_one_layers_buffers_at_a_time():
+    """A buffer that a traced operation makes anew is copied whole, for all layers' tokens, at each token."""
+    cache, (k, v) = KVCache((3, 1, 2, 64, 4), torch.device("cpu"), torch.float32), torch.randn(2, 1, 2, 1, 4)
+    sizes = []
+
+    def note_sizes(graph, inputs):
+        made = [node for node in graph.graph.nodes if node.op == "call_function"]
+        sizes.extend(node.meta["val"].numel() for node in made if isinstance(node.meta.get("val"), torch.Tensor))
+        return make_boxed_func(graph.forward)
+
+    def step(cache, place, k, v):
+        return [cache.extend(layer, place, k, v)[0].sum() for layer in range(3)]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend=aot_autograd(fw_compiler=note_sizes), fullgraph=True)
+    with torch.no_grad():
+        compiled(cache, torch.tensor([5]), k, v)
+    assert torch.equal(cache.keys_2[:, :, 5:6], k) and torch.equal(cache.values_0[:, :, 5:6], v)
+    assert max(sizes) == cache.keys_0.numel(), "one layer's buffer, which is written in place"
 
 
 def test_matrices_are_cast_and_nothing_else():

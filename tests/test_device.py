@@ -13,11 +13,13 @@ from wiggle.device import (
     Card,
     Machine,
     compile_failure,
+    drain,
     peak_memory,
     pick_compile,
     pick_device,
     pick_dtype,
     pick_machine,
+    send_windows,
 )
 from wiggle.errors import UserError
 from wiggle.out_of_memory import GIB
@@ -101,6 +103,37 @@ def test_what_torch_compile_lacks_is_named_before_a_step_is_taken(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: name if name == "mine" else None)
     monkeypatch.setattr("wiggle.device.compile_failure", lambda device: None)
     assert pick_compile(True, CPU) == (True, "compiled")
+
+
+# --- computing ---
+
+
+def test_windows_go_to_a_card_whole_pinned_and_contiguous(monkeypatch):
+    """A part of each row would be gathered into pageable memory first, and its copy would wait."""
+    sent = []
+
+    def to(tensor, device, non_blocking=False):
+        sent.append((tensor.pinned, tensor.is_contiguous(), non_blocking))
+        return tensor
+
+    def pin_memory(tensor):
+        tensor.pinned = True
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    ids = torch.arange(12).view(3, 4)
+    x, y = send_windows(ids, CUDA)
+    assert sent == [(True, True, True)] and torch.equal(x, ids[:, :-1]) and torch.equal(y, ids[:, 1:])
+    assert x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+
+
+def test_a_clock_waits_for_its_own_card_and_not_for_the_current_one(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    drain(torch.device("cuda", 1))
+    drain(CPU)
+    assert waited == [torch.device("cuda", 1)]
 
 
 # --- memory ---

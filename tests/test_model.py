@@ -419,7 +419,8 @@ def test_steps_of_fixed_shape_equal_those_that_read_a_slice(changes, uncompiled)
     x = ids(2, 16)
     with torch.no_grad():
         caches = [model.new_cache(2, 16) for _ in range(2)]
-        caches[1].keys.normal_()  # what lies behind a place is never looked at, whatever it is
+        for buffer in caches[1].buffers():
+            buffer.normal_()  # what lies behind a place is never looked at, whatever it is
         for cache in caches:
             model.hidden(x[:, :5], cache)
         for place in range(5, 16):
@@ -478,7 +479,7 @@ def test_matrices_cast_once_give_autocasts_logits(changes, uncompiled):
         cast, once = model(x, x)[0], kept(x, x)[0]
         assert kept.hidden(x).dtype == torch.float32  # the residual stream
         cache = kept.new_cache(2, 16)
-        assert cache.keys.dtype == torch.bfloat16
+        assert cache.keys_0.dtype == torch.bfloat16
         kept.hidden(x[:, :12], cache)
         sliced = kept.lm_head(kept.hidden(x[:, 12:13], cache, 12))
         fixed = kept.lm_head(kept.hidden(x[:, 12:13], cache, torch.tensor([12])))

@@ -11,10 +11,11 @@ import torch
 
 import sample_bio
 from model_bio import GPT, GPTConfig, model_args
-from sample_bio import SampleConfig, sample
+from sample_bio import SampleConfig, sample, with_compiler
 from tests.conftest import TINY
 from train import TrainConfig, train
 from wiggle import checkpoint
+from wiggle.device import Machine
 from wiggle.errors import UserError
 from wiggle.tokenizer import CharTokenizer
 
@@ -173,6 +174,16 @@ def test_what_cannot_be_done_is_one_sentence(trained, options, message):
     with pytest.raises(UserError, match=message) as error:
         sample(SampleConfig(**{"out_dir": trained, "device": "cpu"} | options))
     assert "\n" not in str(error.value)
+
+
+def test_auto_compiles_for_long_jobs_alone(monkeypatch):
+    """Compiling takes up to a minute, and a compiled step saves some milliseconds."""
+    monkeypatch.setattr(sample_bio, "pick_compile", lambda setting, device: (setting is not False, f"by {setting}"))
+    card = Machine(torch.device("cuda"), torch.bfloat16, False, "eager")
+    found = [with_compiler(card, setting, steps).how for setting in ("auto", True) for steps in (500, 8191, 8192)]
+    short = "eager (compile=auto is for jobs of 8,192 steps and more)"
+    assert found == [short, short, "by auto", *["by True"] * 3]
+    assert with_compiler(card._replace(device=torch.device("cpu")), "auto", 500).how == "by auto"
 
 
 @pytest.mark.parametrize(

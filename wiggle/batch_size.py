@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model_bio import GPT
 from wiggle.dataset import Dataset
-from wiggle.device import Card, Machine, autocast, send
+from wiggle.device import Card, Machine, autocast, send_windows
 from wiggle.distributed import largest_over_processes, rank_and_world, smallest_over_processes
 from wiggle.errors import UserError
 from wiggle.out_of_memory import GIB, divisors, optimizer_state_bytes, out_of_memory
@@ -115,9 +115,9 @@ class StepPeaks:
         return self.measured[size]
 
 
-def step_peak(card: Card, model: GPT, called: nn.Module, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> float:
-    """Bytes that the card holds at most during a micro-batch; infinite where it has not so many."""
-    x, y = (send(ids, card.device) for ids in batch)  # (B, T) each
+def step_peak(card: Card, model: GPT, called: nn.Module, windows: Tensor, dtype: torch.dtype) -> float:
+    """Bytes that the card holds at most during a micro-batch (B, T + 1); infinite where it has not so many."""
+    x, y = send_windows(windows, card.device)  # (B, T) each
     try:
         if called is not model:
             forward_and_backward(called, x, y, dtype)  # what compiling takes is not a step's

@@ -241,7 +241,7 @@ class TimedBatches:
     def __init__(self, batches: object):
         self.batches, self.seconds = batches, 0.0
 
-    def batch(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, first: int, count: int) -> torch.Tensor:
         start = time.perf_counter()
         try:
             return self.batches.batch(first, count)

@@ -111,15 +111,14 @@ class Dataset:
                 f"{self._path(split)} holds token id {largest}, past the vocabulary of {self.id_limit}: {needed}"
             )
 
-    def windows(self, split: str, starts: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cut the windows of a split that begin at `starts` (B,) -> x, y (B, T) int64, y being x one token on."""
+    def windows(self, split: str, starts: np.ndarray) -> torch.Tensor:
+        """Cut the windows of a split that begin at `starts` (B,) -> (B, T + 1) int64, contiguous."""
         tokens, length = self._tokens(split, len(starts)), self.block_size + 1
         ids = np.empty((len(starts), length), tokens.dtype)
         for row, start in zip(ids, starts.tolist(), strict=True):
             row[:] = tokens[start : start + length]
         self._check_ids(split, ids)
-        ids = torch.from_numpy(ids.astype(np.int64))
-        return ids[:, :-1], ids[:, 1:]
+        return torch.from_numpy(ids.astype(np.int64))
 
     def _tokens(self, split: str, windows: int) -> np.ndarray:
         """
@@ -134,8 +133,8 @@ class Dataset:
             self.splits[split] = map_tokens(self._path(split), self.splits[split].dtype)
         return self.splits[split]
 
-    def batch(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Training sequences number first .. first + count - 1 -> x, y (count, T) int64."""
+    def batch(self, first: int, count: int) -> torch.Tensor:
+        """Training sequences number first .. first + count - 1 -> (count, T + 1) int64, contiguous."""
         blocks = range(first // STARTS_A_BLOCK, (first + count - 1) // STARTS_A_BLOCK + 1)
         starts = np.concatenate([self._block_of_starts(block) for block in blocks])
         skipped = first - blocks[0] * STARTS_A_BLOCK
@@ -200,8 +199,8 @@ class BatchesAhead:
     def __exit__(self, *error: object) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def batch(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Training sequences number first .. first + count - 1 -> x, y (count, T) int64."""
+    def batch(self, first: int, count: int) -> torch.Tensor:
+        """Training sequences number first .. first + count - 1 -> (count, T + 1) int64, contiguous."""
         ready = self.prepared.pop((first, count), None)
         batch = ready.result() if ready else self.data.batch(first, count)
         following = self._following(first)

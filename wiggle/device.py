@@ -201,11 +201,16 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def drain(device: torch.device) -> None:
     """Wait for the work that is queued on a card, so that a clock sees it."""
     if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
+        getattr(torch, device.type).synchronize(*[device] * (device.type == "cuda"))  # that card, not the current one
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device; to CUDA from pinned memory, so that the copy runs beside the computation."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+def send_windows(ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """
+    Windows of token ids (B, T + 1) -> x, y (B, T) on the device, views of one copy, y being x one token on.
+
+    To CUDA they go whole and from pinned memory: then one copy runs beside the computation. A part of each row would be
+    gathered and copied while the program waits.
+    """
+    on_card = device.type == "cuda"
+    ids = (ids.pin_memory() if on_card else ids).to(device, non_blocking=on_card)
+    return ids[:, :-1], ids[:, 1:]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from model_bio import GPT
 from wiggle.dataset import Dataset
-from wiggle.device import autocast, send
+from wiggle.device import autocast, send_windows
 from wiggle.distributed import rank_and_world, sum_over_processes
 
 
@@ -67,7 +67,7 @@ def window_losses(
     training = model.training
     model.eval()
     for i in range(0, len(starts), batch):
-        x, y = (send(ids, device) for ids in data.windows(split, starts[i : i + batch]))  # (B, T)
+        x, y = send_windows(data.windows(split, starts[i : i + batch]), device)  # (B, T) each
         with autocast(device, dtype):
             logits = model(x, y)[0]  # (B, T, V)
         token_losses = F.cross_entropy(logits.float().transpose(1, 2), y, reduction="none")  # (B, T)
