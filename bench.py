@@ -40,6 +40,7 @@ from wiggle.device import Machine, autocast, drain, keep_freed_memory, peak_flop
 from wiggle.errors import UserError
 from wiggle.guarded_step import GuardedOptimizer
 from wiggle.optimizers import configure_optimizer
+from wiggle.out_of_memory import out_of_memory
 
 VARIANTS = {
     "reference": {},
@@ -174,6 +175,11 @@ def take_steps(step: Step, count: int) -> None:
         step(number)
 
 
+def temporary_folder() -> tempfile.TemporaryDirectory:
+    """A folder for a dataset, removed at last: Windows refuses that as long as a file in it is mapped into memory."""
+    return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+
+
 def write_random_tokens(folder: Path, vocab_size: int) -> None:
     """Make a dataset of 2^20 random bytes in `folder`, as train.py reads it."""
     tokens = np.random.default_rng(0).integers(0, min(vocab_size, 65), 2**20).astype(np.uint16)
@@ -205,6 +211,12 @@ def median_and_spread(values: list[float]) -> tuple[float, float]:
     return middle, (high - low) / 2
 
 
+def launch(action: Callable, count: int) -> None:
+    """Call an action `count` times."""
+    for _ in range(count):
+        action()
+
+
 class Ceilings(NamedTuple):
     """The best that a machine gives, which the rates of training and sampling are shares of."""
 
@@ -214,15 +226,21 @@ class Ceilings(NamedTuple):
 
 @torch.no_grad()
 def measure_ceilings(machine: Machine, repeats: int, n: int) -> Ceilings:
-    """By plain torch and by kernels/matmul.py's Linear, whichever is faster, on n x n matrices."""
+    """
+    By plain torch and by kernels/matmul.py's Linear, whichever is faster, on n x n matrices.
+
+    A card gets many products between two readings of the clock, which would else time the launch and the wait.
+    """
+    launches = 1 if machine.device.type == "cpu" else 20
     options = {"device": machine.device, "dtype": machine.dtype}
     square = Linear(n, n, bias=False, **options)
     wide = Linear(n, 2**26 // n, bias=False, **options)  # past every cache
     vector, matrix = torch.randn(n, **options), torch.randn(n, n, **options)
     actions = {"vector": lambda: wide.weight @ vector, "our vector": lambda: wide(vector)}
     actions |= {"matrix": lambda: matrix @ square.weight, "our matrix": lambda: square(matrix)}
+    actions = {name: functools.partial(launch, action, launches) for name, action in actions.items()}
     rounds = alternate(actions, max(10, repeats), machine.device)
-    best = {name: min(seconds) for name, seconds in rounds.items()}
+    best = {name: min(seconds) / launches for name, seconds in rounds.items()}
     bandwidth = wide.weight.numel() * machine.dtype.itemsize / min(best["vector"], best["our vector"])
     return Ceilings(bandwidth, 2 * n**3 / min(best["matrix"], best["our matrix"]))
 
@@ -234,8 +252,9 @@ def bench_train(config: BenchConfig, machine: Machine, ceilings: Ceilings) -> No
     """A table for each shape: time, tokens a second, and share of the ceiling of each variant's training step."""
     for shape in SHAPES.get(machine.device.type, SHAPES["cpu"]):
         print(f"\ntraining, {spelled(shape)}")
+        torch.compiler.reset()  # Dynamo keeps the code of few models, and runs the others eagerly
         print("  variant             ms a step    tokens/s   time to gelu's   GFLOP/s   of ceiling     MFU")
-        with tempfile.TemporaryDirectory() as name:
+        with temporary_folder() as name:
             write_random_tokens(Path(name), shape["vocab_size"])
             steps = {variant: training_step(variant, shape, Path(name), machine) for variant in VARIANTS}
             actions = {v: functools.partial(take_steps, step, config.steps) for v, step in steps.items()}
@@ -278,6 +297,7 @@ def bench_memory(config: BenchConfig, machine: Machine) -> None:
     for variant in VARIANTS:
         if machine.device.type == "cuda":
             torch.cuda.empty_cache()
+            torch.compiler.reset()
             peaks[variant] = step_peak(variant, GPT2, machine)
         else:
             peaks[variant] = peak_in_another_process(variant, config)
@@ -287,7 +307,7 @@ def bench_memory(config: BenchConfig, machine: Machine) -> None:
 
 def step_peak(variant: str, shape: dict, machine: Machine) -> float:
     """Bytes that a few training steps take at most; on the CPU those of the whole process."""
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder() as name:
         write_random_tokens(Path(name), shape["vocab_size"])
         step = training_step(variant, shape, Path(name), machine)
         if machine.device.type == "cuda":
@@ -318,7 +338,7 @@ def bench_budget(config: BenchConfig, machine: Machine) -> None:
             print(f"  {variant:<12}not even a micro-batch of 1 fits")
             continue
         torch.compiler.reset()
-        with tempfile.TemporaryDirectory() as name:
+        with temporary_folder() as name:
             write_random_tokens(Path(name), GPT2["vocab_size"])
             step = training_step(variant, GPT2 | {"batch_size": size}, Path(name), machine)
             action = functools.partial(take_steps, step, config.steps)
@@ -328,14 +348,29 @@ def bench_budget(config: BenchConfig, machine: Machine) -> None:
 
 
 def largest_batch(variant: str, machine: Machine) -> int:
-    """The largest micro-batch of 1,024 tokens whose step fits under the allocator's cap: doubling, then bisection."""
-    low, high = 0, 1
-    while batch_fits(variant, high, machine):
+    """
+    The largest micro-batch of 1,024 tokens whose step fits under the allocator's cap.
+
+    Doubling and bisection find it for eager steps; from there compiled ones, each size of which takes a minute to
+    compile, are tried one by one, upwards while they fit or else downwards.
+    """
+    low, high, eager = 0, 1, machine._replace(compiled=False)
+    while batch_fits(variant, high, eager):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if batch_fits(variant, middle, machine) else (low, middle)
-    return low
+        low, high = (middle, high) if batch_fits(variant, middle, eager) else (low, middle)
+    return low if not machine.compiled else largest_compiled_batch(variant, low, machine)
+
+
+def largest_compiled_batch(variant: str, near: int, machine: Machine) -> int:
+    """What largest_batch gives for compiled steps, by trying the sizes one by one from `near`."""
+    size = near
+    while batch_fits(variant, size + 1, machine):
+        size += 1
+    while size and size == near and not batch_fits(variant, size, machine):
+        size = near = size - 1
+    return size
 
 
 def batch_fits(variant: str, size: int, machine: Machine) -> bool:
@@ -345,7 +380,9 @@ def batch_fits(variant: str, size: int, machine: Machine) -> bool:
     torch.compiler.reset()  # else the second size would be compiled for all sizes
     try:
         step_peak(variant, GPT2 | {"batch_size": size}, machine)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # torch.OutOfMemoryError, or what Inductor makes of it
+        if not out_of_memory(error):
+            raise
         return False
     return True
 
@@ -368,6 +405,7 @@ def bench_sample(config: BenchConfig, machine: Machine, ceilings: Ceilings) -> N
     Ways: one text with the cache, compiled where that is on; eight texts at once; and, as in nanoGPT, one without a
     cache, each token a forward pass over all before it.
     """
+    torch.compiler.reset()
     print(f"\nsampling {config.sample_tokens} tokens, {spelled(GPT2, 'batch_size')}")
     model = GPT(TrainConfig(**GPT2).gpt_config(GPT2["vocab_size"]), seed=1).to(machine.device).eval()
     cast_matrices(model, machine.dtype)
@@ -432,7 +470,7 @@ def bench_data(config: BenchConfig, machine: Machine) -> None:
             seconds = data_speed.stage_seconds(texts, encoder)
             shares = (f"{stage} {100 * s / sum(seconds.values()):.0f} %" for stage, s in seconds.items())
             print(f"  {encoder}: {', '.join(shares)}, peak {data_speed.peak_of_preparation(texts, encoder):.0f} MB")
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder() as name:
         data = data_speed.write_random_dataset(Path(name), 2**29)
         print(f"reading batches of 12 x 1,024 tokens from {2**30 / 1e9:.2f} GB")
         growth = data_speed.read_batches(data, config.batches)
@@ -450,7 +488,7 @@ SMALL = {**SHAPES["cpu"][0], "mlp": "bio", "bio_gate": "none"}  # config_shakesp
 
 def waiting_share(machine: Machine, steps: int = 300) -> float:
     """The share of the time of training steps of the small shape in which they wait for their batch."""
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder() as name:
         write_random_tokens(Path(name), SMALL["vocab_size"])
         config = TrainConfig(**SMALL, gradient_accumulation_steps=1)
         data = Dataset(Path(name), config.block_size, 1)

@@ -1,5 +1,6 @@
 """The arms of an experiment: settings that are resolved as train.py would, and proved to differ in one key alone."""
 
+import functools
 import itertools
 import statistics
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from model_bio import HISTORIC
 from train import TrainConfig
 from wiggle import configurator, custom_neuron
 from wiggle.custom_neuron import Neuron
-from wiggle.device import pick_compile, pick_device, pick_dtype
+from wiggle.device import pick_machine, without_context
 from wiggle.errors import UserError
 
 # Keys that change nothing about what a run computes, and keys that say on what it is judged
@@ -163,10 +164,16 @@ def resolve(words: list[str], flags: list[str], varied: list[str]) -> TrainConfi
     config = configurator.read_settings(TrainConfig, [*words, *flags], preset=preset)
     if config.init_from != "scratch" or config.eval_only or config.batch_size == "auto":
         raise UserError("arms train from scratch with a batch_size given as a number: no init_from, eval_only or auto")
-    device = pick_device(config.device)
-    picked = {"device": str(device), "dtype": str(pick_dtype(config.dtype, device)).removeprefix("torch.")}
-    picked["compile"] = pick_compile(config.compile, device)[0]
+    picked = resolve_machine(config.device, config.dtype, config.compile)
     return replace(config, **picked, wandb_log=False, final_sample=0, always_save_checkpoint=True)
+
+
+@functools.cache
+def resolve_machine(device: str, dtype: str, compile: bool | str) -> dict[str, str | bool]:
+    """The settings device, dtype and compile, each of which may be 'auto', as all runs will have them."""
+    machine = without_context(pick_machine, device, dtype, compile)
+    name = str(machine.dtype).removeprefix("torch.")
+    return {"device": str(machine.device), "dtype": name, "compile": machine.compiled}
 
 
 def unread(config: TrainConfig) -> set[str]:

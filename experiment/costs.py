@@ -8,11 +8,13 @@ import torch
 
 from experiment.arms import Arm, ArmCost, Study
 from experiment.ledger import Ledger, key_of, settings_of
-from experiment.workers import first_steps, run_all
+from experiment.workers import first_steps, planned_neuron, run_all
 from kernels.activations import ACTIVATIONS
 from model_bio import GPT, GPTConfig
+from train import TrainConfig
 from wiggle import blowup
 from wiggle.dataset import Dataset
+from wiggle.device import without_context
 from wiggle.errors import UserError
 from wiggle.run_log import print_line
 
@@ -29,8 +31,7 @@ def count_costs(study: Study, datasets: dict[str, Dataset], ledger: Ledger) -> d
             model = GPT(shape, arm.neuron)
         models[arm.name] = model
         if limit is not None and shape.mlp != "gelu" and not study.options.report:
-            device, dtype = torch.device(arm.config.device), getattr(torch, arm.config.dtype)
-            blowup.alarm(shape, limit, False, device, dtype, arm.neuron, print_line)
+            without_context(sound_alarm, arm.config, shape, arm.neuron and arm.neuron.sha256)
     timed = time_arms(study, {name: data.identity for name, data in datasets.items()}, ledger)
     return {
         name: ArmCost(
@@ -41,6 +42,13 @@ def count_costs(study: Study, datasets: dict[str, Dataset], ledger: Ledger) -> d
         )
         for name, model in models.items()
     }
+
+
+def sound_alarm(config: TrainConfig, shape: GPTConfig, neuron_sha256: str | None) -> None:
+    """Print an arm beside its GELU control. Raises UserError for a blow-up. neuron_sha256: of a user's own file."""
+    neuron = planned_neuron(config.mlp, neuron_sha256)
+    device, dtype = torch.device(config.device), getattr(torch, config.dtype)
+    blowup.alarm(shape, config.max_blowup, False, device, dtype, neuron, print_line)
 
 
 def operations_of(config: GPTConfig) -> float:

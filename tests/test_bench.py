@@ -109,6 +109,31 @@ def test_the_largest_micro_batch_that_fits(monkeypatch, most):
     assert len(tried) == len(set(tried)) <= 14  # doubling and bisection: none is tried twice
 
 
+@pytest.mark.parametrize(("eager", "compiled", "tried"), [(6, 6, [7, 6]), (6, 8, [7, 8, 9]), (6, 4, [7, 6, 5, 4])])
+def test_few_sizes_are_compiled_to_find_the_largest_micro_batch(monkeypatch, eager, compiled, tried):
+    """Each takes a minute; Inductor makes an error of its own of one that memory is not enough to compile."""
+    sizes = []
+
+    def step_peak(variant, shape, machine):
+        size, most = shape["batch_size"], compiled if machine.compiled else eager
+        if machine.compiled:
+            sizes.append(size)
+        if size > most:
+            raise RuntimeError("backend='inductor' raised: OutOfMemoryError: CUDA out of memory. Tried to allocate ...")
+
+    monkeypatch.setattr(bench, "step_peak", step_peak)
+    assert bench.largest_batch("gelu", CPU._replace(compiled=True)) == compiled and sizes == tried
+
+
+def test_other_errors_of_a_step_are_no_want_of_memory(monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(bench, "step_peak", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        bench.batch_fits("gelu", 1, CPU)
+
+
 def test_the_budget_has_a_row_for_each_variant(capsys, monkeypatch):
     monkeypatch.setattr(bench, "largest_batch", lambda variant, *rest: {"gelu": 3, "reference": 0}.get(variant, 2))
     config = bench.BenchConfig(repeats=1, steps=1, budget_gb=7.0)

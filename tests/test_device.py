@@ -14,12 +14,14 @@ from wiggle.device import (
     Machine,
     compile_failure,
     drain,
+    peak_flops,
     peak_memory,
     pick_compile,
     pick_device,
     pick_dtype,
     pick_machine,
     send_windows,
+    without_context,
 )
 from wiggle.errors import UserError
 from wiggle.out_of_memory import GIB
@@ -103,6 +105,34 @@ def test_what_torch_compile_lacks_is_named_before_a_step_is_taken(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: name if name == "mine" else None)
     monkeypatch.setattr("wiggle.device.compile_failure", lambda device: None)
     assert pick_compile(True, CPU) == (True, "compiled")
+
+
+def test_a_card_named_by_its_number_is_the_one_that_kernels_are_tried_on(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cuda:1", "cuda"):
+        pick_machine(name, "float32", False)
+    assert chosen == [torch.device("cuda", 1)]
+
+
+def test_what_needs_a_context_leaves_none_in_this_process_where_there_is_a_card(monkeypatch):
+    assert without_context(os.getpid) == os.getpid()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert without_context(os.getpid) != os.getpid()
+    with pytest.raises(UserError, match="a sentence"):
+        without_context(raise_user_error, "a sentence")
+
+
+def raise_user_error(sentence):
+    raise UserError(sentence)
+
+
+@pytest.mark.parametrize(("name", "peak"), [("NVIDIA H200", 989e12), ("NVIDIA GeForce RTX 3070", 40.6e12), ("?", None)])
+def test_the_peak_is_of_cards_that_are_known(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(CUDA) == peak and peak_flops(CPU) is None
 
 
 # --- computing ---

@@ -3,10 +3,13 @@
 import ctypes
 import functools
 import importlib.util
+import multiprocessing
 import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +20,7 @@ from wiggle.errors import UserError
 
 # Peak FLOP/s in bfloat16 with float32 accumulation, by a part of the card's name. Other cards get no MFU, the share of
 # the peak that is used.
-PEAK_FLOPS = {"RTX 3070": 40.6e12, "RTX 3090": 71.2e12, "A100": 312e12, "H100": 989e12}
+PEAK_FLOPS = {"RTX 3070": 40.6e12, "RTX 3090": 71.2e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers the options of mallopt
 
@@ -41,9 +44,28 @@ class Machine(NamedTuple):
 
 
 def pick_machine(device: str, dtype: str, compile: bool | str) -> Machine:
-    """The settings device, dtype and compile, each of which may be 'auto' -> Machine."""
+    """
+    The settings device, dtype and compile, each of which may be 'auto' -> Machine.
+
+    A card that is named by its number becomes this process's current one, on which kernels are tried and launched.
+    """
     device = pick_device(device)
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     return Machine(device, pick_dtype(dtype, device), *pick_compile(compile, device))
+
+
+def without_context(function: Callable, *arguments: object) -> object:
+    """
+    function(*arguments), in a process of its own where there is a card: this one then keeps no part of its memory.
+
+    A CUDA context takes some hundred MB of a card for as long as its process lives. Function, arguments and result must
+    be picklable.
+    """
+    if not torch.cuda.is_available():
+        return function(*arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def pick_device(name: str) -> torch.device:

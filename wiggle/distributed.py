@@ -36,11 +36,12 @@ def connect(backend: str, device: torch.device) -> bool:
     """
     Join the process group of a run under torchrun -> whether this call made it, and `disconnect` must end it.
 
-    backend: of torch.distributed; 'auto' is nccl on CUDA and gloo elsewhere. Waits until all processes are there.
+    backend: of torch.distributed; 'auto' is nccl on CUDA where torch has it, and gloo elsewhere. Waits until all
+    processes are there.
     """
     if processes().world == 1 or dist.is_initialized():
         return False
-    usual = "nccl" if device.type == "cuda" else "gloo"
+    usual = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"  # Windows has none
     try:
         dist.init_process_group(usual if backend == "auto" else backend)
     except ValueError as error:
