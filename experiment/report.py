@@ -1,4 +1,4 @@
-"""What compare.py writes about its runs: report.md, table.csv and the pictures."""
+"""What compare.py writes about its runs: report.md, report.html, table.csv and the pictures."""
 
 import shlex
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from experiment.arms import Comparison, Study, Tuning
 from experiment.contrasts import Contrast, level_key, make_contrasts, pair_with_controls
 from experiment.markdown import number
 from experiment.nonlinearity import nonlinearity_section
+from experiment.page import make_page
 from experiment.pictures import draw_curves, draw_forest
 from experiment.provenance import command, machine
 from experiment.sections import power_section, power_summary, tuning_section
@@ -62,9 +63,14 @@ def write(
         printed += [f"at {comparison.where}:"] if suffix else []
         printed += map(summary, lines)
         printed += power_summary(study, contrasts)
+    text = markdown(study, sections, tunings, notes, argv)
     with atomic_write(study.out_dir / "report.md") as file:
-        file.write(markdown(study, sections, tunings, notes, argv).encode())
-    return [*printed, *(f"note      {note}" for note in notes), f"report    {study.out_dir / 'report.md'}"]
+        file.write(text.encode())
+    tables = {f"table{section.suffix}.csv": as_csv(section.lines) for section in sections}
+    with atomic_write(study.out_dir / "report.html") as file:
+        file.write(make_page(text, tables, study.out_dir).encode())
+    where = f"report    {study.out_dir / 'report.md'}, and with its pictures in one file: report.html"
+    return [*printed, *(f"note      {note}" for note in notes), where]
 
 
 def forest_title(study: Study, comparison: Comparison) -> str:
