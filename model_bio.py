@@ -53,9 +53,7 @@ class GPTConfig:
     dropout: float = 0.0  # 0 is good for pretraining, for finetuning try 0.1
     c_fc_std: float | Literal["unit"] | None = None  # std of c_fc at the start; None = 0.02, unit = 1/sqrt(n_embd)
     bias: bool = True  # in Linear and LayerNorm, as GPT-2 has them; False is a bit better and faster
-    mlp: str = (
-        "gelu"  # gelu, gelu_tanh, relu, relu2, silu, swiglu, snake, gcu, golu, sintanh, bio, dendritic, file.py:Name
-    )
+    mlp: str = "gelu"  # what stands in the MLP: {MLPS}, or file.py:Name
     bio_gate: Literal["none", "feature", "dense"] = "feature"  # event gate of mlp=bio; dense is history's, and blows up
     bio_threshold: float = 0.25  # voltage above which a feature counts as firing
     dendritic_branches: int = 2  # K of mlp=dendritic: branches that compete in a unit

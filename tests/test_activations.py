@@ -1,12 +1,15 @@
 """The built-in activations: each is its equation, has GELU's parameters, starts as GELU's block does, and learns."""
 
 import math
+import re
 
 import pytest
 import torch
 
 from kernels.activations import ACTIVATIONS, Snake
-from model_bio import GPT, MLP, GPTConfig
+from model_bio import GPT, MLP, MLPS, GPTConfig
+from train import TrainConfig
+from wiggle.configurator import read_settings
 from wiggle.optimizers import configure_optimizer
 
 
@@ -172,3 +175,19 @@ def test_c_fc_starts_at_its_own_scale_from_the_same_draws(setting, std):
 def test_an_impossible_scale_is_refused(value):
     with pytest.raises(ValueError, match="c_fc_std"):
         small(c_fc_std=value)
+
+
+# --- who names the arms ---
+
+
+def test_help_lists_the_table_of_activations(capsys):
+    with pytest.raises(SystemExit):
+        read_settings(TrainConfig, ["--help"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  mlp = ")]
+    assert line.endswith(f": {', '.join(MLPS)}, or file.py:Name")
+
+
+def test_the_readme_lists_the_table_of_activations(request):
+    text = (request.config.rootpath / "README.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"The arms are (.*?);", text, flags=re.DOTALL)
+    assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(MLPS)

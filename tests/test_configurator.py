@@ -198,9 +198,12 @@ class Base:
     SHARED = 5  # and one behind what is none
 
 
+KINDS = ("a", "b")
+
+
 @dataclasses.dataclass
 class Choosy(Base):
-    kind: Literal["a", "b"] = "a"  # which
+    kind: Literal["a", "b"] = "a"  # which of {KINDS}
     long: str = (
         "b"  # what a formatter wraps
     )  # fmt: skip
@@ -212,7 +215,7 @@ def test_help_says_what_a_choice_takes_and_heads_nothing_but_fields():
     lines = configurator.help_text(Choosy, "What it is.").splitlines()
     assert lines[:3] == ["What it is.", "", "keys (--key=value, or key = value in a config file):"]
     assert [" ".join(line.split()) for line in lines[3:]] == [
-        "kind = \"a\" which ['a' or 'b']",
+        "kind = \"a\" which of a, b ['a' or 'b']",
         'long = "b" what a formatter wraps',
         "size = None how large here [an int or 'auto' or None]",
         "",

@@ -3,8 +3,9 @@ Settings in nanoGPT's manner: defaults <- config files <- --key=value flags, typ
 
     python train.py config/quickstart.py --batch_size=8 --use_bio_mlp=False
 
-A dataclass holds the keys with their types and defaults; the comment behind a field is its help text. A config file is
-plain Python assignments. It is executed, so run only files that you have read.
+A dataclass holds the keys with their types and defaults; the comment behind a field is its help text, in which {NAMES}
+stands for a tuple of that name in the dataclass's module. A config file is plain Python assignments. It is executed, so
+run only files that you have read.
 """
 
 import ast
@@ -13,6 +14,7 @@ import difflib
 import inspect
 import io
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -88,8 +90,14 @@ def help_text(cls: type, description: str = "", takes_files: bool = True) -> str
                 printed = heading
             options = _options(kinds[key])
             choices = "" if all(isinstance(o, type) for o in options) else f" [{_expected(options)}]"
-            lines.append(f"  {key + ' = ' + default:<38} {reason}{choices}")
+            lines.append(f"  {key + ' = ' + default:<38} {_with_names(owner, reason)}{choices}")
     return "\n".join(lines)
+
+
+def _with_names(owner: type, comment: str) -> str:
+    """A comment in which {NAMES} is replaced by the words of that tuple in the owner's module."""
+    module = sys.modules[owner.__module__]
+    return re.sub(r"{(\w+)}", lambda match: ", ".join(getattr(module, match[1])), comment)
 
 
 def _documented_fields(owner: type) -> Iterator[tuple[str, str, str, str]]:
