@@ -128,7 +128,8 @@ def _load_kernel(device_type: str) -> tuple[Callable, str]:
             from kernels.oscillation_triton import run_triton  # imports triton, which is not everywhere
 
             one = torch.ones(1, device="cuda")
-            run_triton(one, (one, one, one), 0.0, None)
+            for x in (one, one.half()):  # 16-bit numbers take other instructions
+                run_triton(x, (one, one, one), 0.0, None)
             return run_triton, "Triton"
         except Exception as error:  # no Triton, no compiler for its launcher, too old a card: none of them is fatal
             return _run_plain, f"plain torch: Triton does not work here ({type(error).__name__})"

@@ -1,10 +1,11 @@
 """
-The oscillation's kernel for CUDA in eager mode: forward and backward pass in one launch each.
+The oscillation's kernel for CUDA: forward and backward pass in one launch each.
 
 Equations and arguments: oscillation.py. x, G and Y are (rows, f) arrays, W the stacked vectors (3 or 8, f), S the sums
 of each block of rows (blocks, 3 or 8, f). All pointers, numbers and blocks of numbers are `tl.tensor` to Triton.
 """
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -13,22 +14,62 @@ import triton.language as tl
 from torch import Tensor
 
 COLUMNS = tl.constexpr(128)  # features of one program
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # which knows no instructions of a card
 
 
 @triton.jit
-def _sin_and_tanh(x: tl.tensor, w: tl.tensor, p: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """sin(w x + p) and tanh(x); near 0 tanh is its series, because the closed form cancels there."""
+def _fast_sin_cos(phase: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """
+    Sine and cosine by a card's fast units, after one reduction of the phase to -π..π, right to 1e-6 up to 1e5.
+
+    A whole number of turns is taken off in three parts, of which the first two have so few bits that their products are
+    exact (Cody and Waite, 1980).
+    """
+    turns = tl.floor(phase * 0.15915494309189535 + 0.5)
+    r = ((phase - turns * 6.28125) - turns * 1.93500518798828125e-3) - turns * 3.019915981956753e-7
+    if INTERPRETED:
+        return tl.sin(r), tl.cos(r)
+    s = tl.inline_asm_elementwise("sin.approx.f32 $0, $1;", "=f,f", [r], tl.float32, True, 1)
+    c = tl.inline_asm_elementwise("cos.approx.f32 $0, $1;", "=f,f", [r], tl.float32, True, 1)
+    return s, c
+
+
+@triton.jit
+def _fast_tanh(x: tl.tensor) -> tl.tensor:
+    """tanh by one instruction, right to 11 bits."""
+    if INTERPRETED:
+        return (1 - 2 / (tl.exp(2 * x) + 1)).to(tl.float16).to(tl.float32)  # which rounds to 11 bits, too
+    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+
+
+@triton.jit
+def _sin_cos_tanh(
+    x: tl.tensor, w: tl.tensor, p: tl.tensor, FAST: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """sin(w x + p), cos(w x + p) and tanh(x); near 0 the exact tanh is its series: the closed form cancels there."""
+    phase = w * x + p
+    if FAST:
+        s, c = _fast_sin_cos(phase)
+        return s, c, _fast_tanh(x)
     q = x * x
     series = x * (1 - q * (1 / 3 - q * (2 / 15 - q * (17 / 315))))
-    return tl.sin(w * x + p), tl.where(tl.abs(x) < 0.2, series, 1 - 2 / (tl.exp(2 * x) + 1))
+    return tl.sin(phase), tl.cos(phase), tl.where(tl.abs(x) < 0.2, series, 1 - 2 / (tl.exp(2 * x) + 1))
+
+
+@triton.jit
+def _sigmoid(x: tl.tensor, FAST: tl.constexpr) -> tl.tensor:
+    """1 / (1 + exp(-x))."""
+    if FAST:
+        return 0.5 + 0.5 * _fast_tanh(0.5 * x)
+    return tl.sigmoid(x)
 
 
 @triton.jit
 def _oscillate_backward(
-    x: tl.tensor, g: tl.tensor, w: tl.tensor, p: tl.tensor, s: tl.tensor, t: tl.tensor
+    g: tl.tensor, w: tl.tensor, s: tl.tensor, c: tl.tensor, t: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor]:
-    """From the gradient g of s t + b, where s and t are the sine and tanh of x: the gradients of x and of the phase."""
-    d = g * tl.cos(w * x + p) * t
+    """From the gradient g of s t + b, where s, c, t are x's sine, cosine and tanh: the gradients of x and the phase."""
+    d = g * c * t
     return w * d + g * s * (1 - t * t), d
 
 
@@ -45,12 +86,14 @@ def _oscillation_kernel(
     threshold: tl.tensor,
     NV: tl.constexpr,
     BACK: tl.constexpr,
+    FAST: tl.constexpr,
     R: tl.constexpr,
 ) -> None:
     """
     One program takes `block` rows of COLUMNS features, R rows at a time. NV: the number of vectors, 3 or 8.
 
     Without BACK it writes Y from X; with BACK it writes dX to Y, from X and the gradient G, and its own sums to S.
+    FAST: for a 16-bit X, whose rounding hides that of a card's fast units.
     """
     j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     w, inside = W + j, j < f
@@ -64,21 +107,21 @@ def _oscillation_kernel(
         i = tl.program_id(0) * block + start + tl.arange(0, R)[:, None]
         at, here = i.to(tl.int64) * f + j, (i < rows) & inside
         x = tl.load(X + at, here, 0.0).to(tl.float32)
-        s, t = _sin_and_tanh(x, omega, phi)
+        s, c, t = _sin_cos_tanh(x, omega, phi, FAST)
         y = s * t + baseline
         if NV == 8:
-            u, v = y, tl.sigmoid(gain * y + offset)
-            e = tl.sigmoid(5 * (v - threshold))  # the spike strength, s in oscillation.py
-            s2, t2 = _sin_and_tanh(u * e, omega2, phi2)
+            u, v = y, _sigmoid(gain * y + offset, FAST)
+            e = _sigmoid(5 * (v - threshold), FAST)  # the spike strength, s in oscillation.py
+            s2, c2, t2 = _sin_cos_tanh(u * e, omega2, phi2, FAST)
             y = s2 * t2 + baseline2
         if BACK:
             g = tl.load(G + at, here, 0.0).to(tl.float32)
             if NV == 8:
-                dz, d = _oscillate_backward(u * e, g, omega2, phi2, s2, t2)
+                dz, d = _oscillate_backward(g, omega2, s2, c2, t2)
                 a5, a6, a7 = a5 + d * u * e, a6 + d, a7 + g
                 d = 5 * dz * u * e * (1 - e) * v * (1 - v)  # the gradient of gain u + offset
                 a3, a4, g = a3 + d * u, a4 + d, dz * e + d * gain
-            y, d = _oscillate_backward(x, g, omega, phi, s, t)
+            y, d = _oscillate_backward(g, omega, s, c, t)
             a0, a1, a2 = a0 + d * x, a1 + d, a2 + g
         tl.store(Y + at, y, here)
     if BACK:
@@ -104,7 +147,8 @@ def run_triton(
     grid = -(-rows // block), -(-f // COLUMNS.value)
     x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
     g, sums = (x, w) if grad is None else (grad.contiguous(), w.new_empty(grid[0], *w.shape))
+    fast = x.dtype.itemsize < 4
     if x.numel():
         with torch.cuda.device_of(x):  # Triton launches on the current device, not on that of its arguments
-            _oscillation_kernel[grid](x, w, g, y, sums, rows, f, block, threshold, len(w), grad is not None, 4)
+            _oscillation_kernel[grid](x, w, g, y, sums, rows, f, block, threshold, len(w), grad is not None, fast, 4)
     return y, None if grad is None else sums.sum(0)
