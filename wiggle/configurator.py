@@ -31,7 +31,21 @@ from wiggle.files import read_text
 T = typing.TypeVar("T")
 
 # Keys whose values name files, folders or what lies in them: '~' stands for the home folder, and '' is refused.
-PATHS = {"out_dir", "data_dir", "dataset", "init_from", "mlp", "neuron", "before", "to", "corpus", "input", "name"}
+PATHS = {
+    "out_dir",
+    "data_dir",
+    "include_path",
+    "file",
+    "dataset",
+    "init_from",
+    "mlp",
+    "neuron",
+    "before",
+    "to",
+    "corpus",
+    "input",
+    "name",
+}
 
 
 def read_settings(
