@@ -79,6 +79,6 @@ def notes_on_folder(study: Study, ledger: Ledger, looked_at: str) -> list[str]:
     if fewer:
         notes.append(
             f"these arms were judged with {' and '.join(fewer)} seeds before: seeds that are added after a look make "
-            "false verdicts more frequent than 5 % (five looks make them 19 %)"
+            "false verdicts more frequent than 5 % (five looks make them about 15 %)"
         )
     return notes

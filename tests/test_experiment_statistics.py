@@ -260,3 +260,13 @@ def test_power_is_what_it_is_said_to_be(noise, seeds):
     share = sum(verdicts[0] == "better" for verdicts in found) / REPEATS
     assert abs(share - 0.8) <= 0.05
     assert sum(verdicts[0] == "worse" for verdicts in found) == 0
+
+
+@pytest.mark.slow
+def test_five_looks_make_false_verdicts_three_times_as_frequent(noise):
+    draw, control, looks, false = np.random.default_rng(0), by_seed(np.zeros(15)), (3, 6, 9, 12, 15), 0
+    for _ in range(REPEATS):
+        arm = by_seed(draw.choice(noise, 15))
+        found = [judge([paired(arm, control, range(seeds))])[0].verdict for seeds in looks]
+        false += found != ["inconclusive"] * len(looks)
+    assert 0.12 * REPEATS <= false <= 0.18 * REPEATS  # the report says 15 %
