@@ -29,7 +29,16 @@ from wiggle.batch_size import choose_batch_size
 from wiggle.compiler import compiled_or_eager
 from wiggle.custom_neuron import Neuron
 from wiggle.dataset import BatchesAhead, Dataset
-from wiggle.device import Machine, autocast, keep_freed_memory, peak_flops, peak_memory, pick_machine, send_windows
+from wiggle.device import (
+    Machine,
+    attention_order,
+    autocast,
+    keep_freed_memory,
+    peak_flops,
+    peak_memory,
+    pick_machine,
+    send_windows,
+)
 from wiggle.distributed import (
     Processes,
     connect,
@@ -414,7 +423,7 @@ def train_step(
         torch.manual_seed(stable_seed(config.seed, "dropout", step, micro, rank))
         if world > 1:
             model.require_backward_grad_sync = micro == micro_batches - 1  # once a step is enough
-        with autocast(device, dtype):
+        with autocast(device, dtype), attention_order(device):
             loss = model(x, y)[1] / micro_batches
         if world > 1:
             loss = loss + guarded.zero()

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
 from wiggle.device import (
     Card,
     Machine,
+    attention_order,
     compile_failure,
     drain,
     peak_flops,
@@ -156,6 +158,14 @@ def test_windows_go_to_a_card_whole_pinned_and_contiguous(monkeypatch):
     x, y = send_windows(ids, CUDA)
     assert sent == [(True, True, True)] and torch.equal(x, ids[:, :-1]) and torch.equal(y, ids[:, 1:])
     assert x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+
+
+def test_attention_on_a_card_tries_cudnn_first():
+    with attention_order(CUDA):
+        found = _cur_sdpa_kernel_backends(with_priority=True)
+    assert found[0] == SDPBackend.CUDNN_ATTENTION and len(found) == 4
+    with attention_order(CPU):
+        assert _cur_sdpa_kernel_backends(with_priority=True) != found
 
 
 def test_a_clock_waits_for_its_own_card_and_not_for_the_current_one(monkeypatch):

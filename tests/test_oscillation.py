@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import gelu
 
@@ -272,6 +274,31 @@ def test_on_a_card_torch_compile_keeps_the_kernel_in_training_and_fuses_generati
         assert oscillation._compiles_opaquely(x) == (dtype != torch.float64)
         with torch.no_grad():
             assert not oscillation._compiles_opaquely(x)
+
+
+@pytest.mark.parametrize("opaque", [True, False])
+def test_compiled_training_keeps_the_gated_forms_input_alone(monkeypatch, opaque):
+    """What the forward graph hands to the backward one, beside y and the vectors: x, or without the kernel more."""
+    monkeypatch.setattr(oscillation, "PLAIN", not opaque)
+    torch._dynamo.reset()
+    kept = []
+
+    def note_kept(graph, inputs):
+        (outputs,) = next(node for node in graph.graph.nodes if node.op == "output").args
+        kept.append(sum(node.meta["val"].numel() for node in outputs if node.meta["val"].numel() >= 900))
+        return make_boxed_func(graph.forward)
+
+    x, vectors = make((100, 9), "gated")
+    inputs = [t.requires_grad_() for t in (x, *vectors)]
+    partition = min_cut_rematerialization_partition
+    backend = aot_autograd(fw_compiler=note_kept, bw_compiler=make_boxed, partition_fn=partition)
+    torch.compile(fused, backend=backend, fullgraph=True)(*inputs)
+    y_and_x = 2 * x.numel()
+    assert kept[0] == y_and_x if opaque else kept[0] >= y_and_x
+
+
+def make_boxed(graph, inputs):
+    return make_boxed_func(graph.forward)
 
 
 def test_plain_operations_are_compiled_without_an_autograd_function(monkeypatch):

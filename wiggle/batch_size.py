@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model_bio import GPT
 from wiggle.dataset import Dataset
-from wiggle.device import Card, Machine, autocast, send_windows
+from wiggle.device import Card, Machine, attention_order, autocast, send_windows
 from wiggle.distributed import largest_over_processes, rank_and_world, smallest_over_processes
 from wiggle.errors import UserError
 from wiggle.out_of_memory import GIB, divisors, optimizer_state_bytes, out_of_memory
@@ -135,7 +135,7 @@ def step_peak(card: Card, model: GPT, called: nn.Module, windows: Tensor, dtype:
 
 def forward_and_backward(called: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> None:
     """Add a micro-batch's gradients to those that are there."""
-    with autocast(x.device, dtype):
+    with autocast(x.device, dtype), attention_order(x.device):
         loss = called(x, y)[1]
     loss.backward()
 

@@ -1,5 +1,6 @@
 """What a script computes on: device, precision and compiler, the memory of a card, and how to wait for a device."""
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -15,12 +16,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wiggle.errors import UserError
 
 # Peak FLOP/s in bfloat16 with float32 accumulation, by a part of the card's name. Other cards get no MFU, the share of
 # the peak that is used.
 PEAK_FLOPS = {"RTX 3070": 40.6e12, "RTX 3090": 71.2e12, "A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+ATTENTION_ORDER = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers the options of mallopt
 
@@ -218,6 +227,13 @@ class Card:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """The context in which matrix products are computed in dtype; float32 means no autocast."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def attention_order(device: torch.device) -> contextlib.AbstractContextManager:
+    """The context of training steps in which attention on CUDA tries cuDNN first, and then torch's other kernels."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel(ATTENTION_ORDER, set_priority=True)
 
 
 def drain(device: torch.device) -> None:
