@@ -227,41 +227,6 @@ def test_training_goes_on_from_a_folder_as_from_its_checkpoint(tmp_path, tiny):
     assert losses[0] == losses[1] and len(losses[0]) == 3
 
 
-def test_ids_past_the_tokenizers_vocabulary_are_kept_and_never_drawn(tmp_path):
-    model = trained(tmp_path / "best.pt", vocab_size=16, mlp="bio")
-    run(tmp_path / "folder", tmp_path)
-    settings = json.loads((tmp_path / "folder" / "generation_config.json").read_text())
-    assert settings == {"suppress_tokens": [14, 15]}
-    again, _ = checkpoint.load_model(tmp_path / "folder")
-    assert again.sampled_vocab == 14 and torch.equal(again.lm_head.weight, model.lm_head.weight)
-
-
-def test_the_card_says_what_it_is_how_it_was_trained_and_what_it_reached(tmp_path, tiny):
-    result = train(tiny(mlp="bio", learning_rate=3e-3, max_iters=3))
-    run(tmp_path / "folder", tmp_path / "out")
-    card = (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
-    for text in (
-        "bio, oscillation + feature gate",
-        "sin(ω·x + φ)·tanh(x) + b",
-        "trust_remote_code=True",
-        f"| validation loss | {result.val_loss:.4f} ± {result.val_stderr:.4f} |",
-        f"| validation, bits per byte | {result.val_bpb:.4f} |",
-        "after 3 steps",
-        "dataset = 'tiny'",
-        "learning_rate = 0.003",
-    ):
-        assert text in card
-    assert str(tmp_path) not in card  # where the files lay is nobody's business
-
-
-def test_a_plain_gpt2s_card_asks_for_no_trust_and_says_what_is_not_known(tmp_path):
-    trained(tmp_path / "best.pt")
-    run(tmp_path / "folder", tmp_path)
-    card = (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
-    assert "trust_remote_code" not in card and "Its settings are not recorded" in card
-    assert "No loss is recorded" in card and not (tmp_path / "folder" / "modeling_wigglegpt.py").exists()
-
-
 # --- refused, with the reason ---
 
 

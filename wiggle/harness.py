@@ -85,35 +85,49 @@ class HarnessLM(LM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """(context, settings) -> the text that follows, up to the first stop text of the settings' `until`."""
+        prompts = [self._prompt(*request.args) for request in requests]
         found: list[str] = [""] * len(requests)
-        for batch in self._batches(requests):
-            contexts = [requests[i].args[0] for i in batch]
-            for i, text in zip(batch, self._continue(contexts, requests[batch[0]].args[1]), strict=True):
+        for batch in self._batches(requests, prompts):
+            texts = self._continue([prompts[i] for i in batch], requests[batch[0]].args[1])
+            for i, text in zip(batch, texts, strict=True):
                 found[i] = text
         return found
 
-    def _batches(self, requests: list[Instance]) -> Iterator[list[int]]:
-        """Numbers of requests with the same settings and like lengths, as many as their keys and values have room."""
-        c = self.model.config
-        size = max(1, CACHE_BYTES // (8 * c.n_layer * c.n_embd * c.block_size))  # two float32 numbers each
-        groups: dict[str, list[int]] = {}
-        for i, request in enumerate(requests):
-            groups.setdefault(repr(request.args[1]), []).append(i)
-        for group in groups.values():
-            group.sort(key=lambda i: len(requests[i].args[0]))
-            yield from (group[first : first + size] for first in range(0, len(group), size))
+    def _prompt(self, context: str, settings: dict) -> list[int]:
+        """A context's ids, from its end so many that with the new ones they fit the model's context, or half of it."""
+        size = self.model.config.block_size
+        room = max(size - new_tokens(settings), size // 2, 1)
+        return (self.encode(context) or [first_context(self.tokenizer)])[-room:]
 
-    def _continue(self, contexts: list[str], settings: dict) -> list[str]:
-        """Texts that follow contexts, in one batch."""
-        count, size = int(settings.get("max_gen_toks", NEW_TOKENS)), self.model.config.block_size
-        room = max(size - count, size // 2, 1)  # for a prompt: all of it stays in the context, or half of it
-        first = first_context(self.tokenizer)
-        prompts = [(self.encode(context) or [first])[-room:] for context in contexts]
+    def _batches(self, requests: list[Instance], prompts: list[list[int]]) -> Iterator[list[int]]:
+        """
+        Numbers of requests with the same settings, as many as their keys and values have room.
+
+        Texts of a batch grow together from the shortest prompt's end on, so lengths differ by the new tokens at most:
+        else more steps would go by before the longest grows than it grows by.
+        """
+        c = self.model.config
+        most = max(1, CACHE_BYTES // (8 * c.n_layer * c.n_embd * c.block_size))  # two float32 numbers each
+        settings = [repr(request.args[1]) for request in requests]
+        batch: list[int] = []
+        for i in sorted(range(len(requests)), key=lambda i: (settings[i], len(prompts[i]))):
+            first = batch[0] if batch else i
+            longest = len(prompts[first]) + new_tokens(requests[first].args[1])
+            if len(batch) == most or settings[i] != settings[first] or len(prompts[i]) > longest:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def _continue(self, prompts: list[list[int]], settings: dict) -> list[str]:
+        """The texts that follow prompts, in one batch."""
         until = settings.get("until") or []
         stops = [Stop(self.tokenizer, [until] if isinstance(until, str) else until) for _ in prompts]
-        start = time.perf_counter()
         is_over = [stop.is_over for stop in stops]
-        new = continue_texts(self.model, prompts, count, sampling_of(settings), is_over, self._device)
+        count, sampling = new_tokens(settings), sampling_of(settings)
+        start = time.perf_counter()
+        new = continue_texts(self.model, prompts, count, sampling, is_over, self._device)
         self.seconds += time.perf_counter() - start
         self.tokens += sum(map(len, new))
         return [stop.before() for stop in stops]
@@ -138,6 +152,11 @@ class Stop:
         """The text before the first stop text."""
         text = self.text + self.push()
         return min((text.split(stop)[0] for stop in self.until), key=len, default=text)
+
+
+def new_tokens(settings: dict) -> int:
+    """How many tokens a task's settings let a text grow by."""
+    return int(settings.get("max_gen_toks", NEW_TOKENS))
 
 
 def sampling_of(settings: dict) -> Sampling:

@@ -77,16 +77,17 @@ def score_batch(model: GPT, items: list[Window], device: torch.device) -> list[S
     length = max(len(item.tokens) for item in items)
     padded = [[part + [0] * (length - len(part)) for part in (item.tokens, item.targets)] for item in items]
     x, y = torch.tensor(padded, device=device).unbind(1)  # (B, T)
-    logits = model.lm_head(model.hidden(x)).float()  # (B, T, V)
-    losses = F.cross_entropy(logits.transpose(1, 2), y, reduction="none")  # (B, T)
-    likeliest = logits.argmax(-1) == y
     place = torch.arange(length, device=device)
     ends = torch.tensor([len(item.tokens) for item in items], device=device)[:, None]
     starts = ends - torch.tensor([item.scored for item in items], device=device)[:, None]
-    scored = (place >= starts) & (place < ends)
-    sums = losses.double().masked_fill(~scored, 0).sum(1)
-    greedy = (likeliest | ~scored).all(1)
-    return [Score(-total, alike) for total, alike in zip(sums.tolist(), greedy.tolist(), strict=True)]
+    row, column = ((place >= starts) & (place < ends)).nonzero(as_tuple=True)  # the N scored places of all windows
+    logits = model.lm_head(model.hidden(x)[row, column]).float()  # (N, V)
+    targets = y[row, column]
+    losses = F.cross_entropy(logits, targets, reduction="none").cpu().double()
+    likeliest = (logits.argmax(-1) == targets).cpu()
+    counts = [item.scored for item in items]
+    pairs = zip(losses.split(counts), likeliest.split(counts), strict=True)
+    return [Score(-part.sum().item(), bool(hits.all())) for part, hits in pairs]
 
 
 def score_text(model: GPT, tokenizer: Tokenizer, tokens: list[int], device: torch.device) -> float:
@@ -125,7 +126,6 @@ def continue_texts(
     lengths, size = [len(prompt) for prompt in prompts], model.config.block_size
     total = max(lengths) + count
     text = torch.tensor([prompt + [0] * (total - len(prompt)) for prompt in prompts], device=device)  # (B, total)
-    given = torch.arange(total, device=device) < torch.tensor(lengths, device=device)[:, None]  # (B, total)
     cache = model.new_cache(len(prompts), total)
     new: list[list[int]] = [[] for _ in prompts]
     growing = set(range(len(prompts)))
@@ -134,16 +134,16 @@ def continue_texts(
         if end - start > size:
             start += (size + 1) // 2
             read = start
-        x = model.hidden(text[:, read:end], cache, read - start)
-        logits = model.lm_head(x[:, -1]).float()[:, : model.sampled_vocab]
-        picked = pick_tokens(logits, *sampling, generator=None)[:, 0]
-        text[:, end] = torch.where(given[:, end], text[:, end], picked)
+        x = model.hidden(text[:, read:end], cache, read - start)[:, -1]  # (B, C)
         read = end
-        tokens = text[:, end].tolist()
-        for i in [i for i in growing if lengths[i] <= end]:
-            new[i].append(tokens[i])
-            if is_over[i](tokens[i]) or len(new[i]) == count:
-                growing.remove(i)
+        rows = [i for i in range(len(prompts)) if i in growing and lengths[i] <= end]
+        if rows:
+            logits = model.lm_head(x[rows]).float()[:, : model.sampled_vocab]
+            text[rows, end] = picked = pick_tokens(logits, *sampling, generator=None)[:, 0]
+            for i, token in zip(rows, picked.tolist(), strict=True):
+                new[i].append(token)
+                if is_over[i](token) or len(new[i]) == count:
+                    growing.remove(i)
         if not growing:
             break
     return new
