@@ -64,3 +64,31 @@ tuned_once nanogpt_cpu --vary mlp=gelu,bio --seeds=3 --sweep learning_rate=1.5e-
 study initial_scale --vary mlp=gelu,relu,relu2,swiglu,golu,studies/shapes.py:XErf,sintanh,bio --seeds=12 \
     --sweep learning_rate=1.5e-3,$RATES --sweep c_fc_std=None,0.04,unit,0.16 --also c_fc_std=None \
     --max_iters=1500 --warmup_iters=150 --eval_interval=375
+
+# 8. Planned, not run: each arm is tuned over the rate and over the initial scales that initial_scale leaves. Narrow or
+#    widen them by its report first. Costs, in README.md, are from 80 s a run of 1.15M tokens at 0.8M parameters on a core.
+SCALES=unit,0.16
+
+# 8a. Which piece carries it, at the best initial scale? FullAgain is the A/A arm; bio is the oscillation with the gate.
+study ablation_best_scale --vary mlp=$A:Full,sintanh,$A:Frozen,$A:NoSine,$A:NoTanh,bio,studies/shapes.py:XErf,relu2,studies/another_draw.py:FullAgain \
+    --bio_gate=feature --seeds=13 --margin=0.01 --sweep learning_rate=1.5e-3,3e-3,6e-3 --sweep c_fc_std=$SCALES \
+    --max_iters=1500 --warmup_iters=150 --eval_interval=375 --reuse=results/initial_scale/runs.jsonl
+
+# 8b. Optimiser and length: 3.84M tokens. Two studies, since the optimisers' rates lie apart: one grid of both would cost twice.
+LONGER=(--vary mlp=gelu,relu2,bio --seeds=8 --margin=0.01 --max_iters=5000 --warmup_iters=500 --eval_interval=625)
+study optimiser_and_length_adamw "${LONGER[@]}" --sweep learning_rate=1.5e-3,3e-3,6e-3 --sweep c_fc_std=$SCALES
+study optimiser_and_length_muon "${LONGER[@]}" --sweep learning_rate=5e-3,1e-2,2e-2 --sweep c_fc_std=$SCALES --optimizer_type=muon
+
+# 8c. Long, without repeats: 38.4M bytes of Python, of which no byte is read twice.
+BYTES=python_packages_bytes
+if [[ $WANTED == "  " || $WANTED == *" long_python_packages "* ]] && [ ! -f data/$BYTES/meta.json ]; then
+    "$PYTHON" prepare_data.py python_packages --tokenizer=byte --name=$BYTES --max_tokens=60000000
+fi
+study long_python_packages --vary mlp=gelu,relu2,bio --seeds=3 --margin=0.01 --sweep learning_rate=1.5e-3,3e-3 --sweep c_fc_std=$SCALES \
+    --tuning_seeds=1 --dataset=$BYTES --max_iters=50000 --warmup_iters=1000 --eval_interval=5000
+
+# 8d. Larger, 6/6/384: rates at 5M tokens, then 20M at what larger_rates found. Take swiglu for relu2 where initial_scale
+#     prefers it; where the arms' best rates differ, sweep those in `larger` too, with --tuning_seeds=1.
+SIZE=(--vary mlp=gelu,relu2,bio --n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --batch_size=16 --c_fc_std=unit)
+study larger_rates "${SIZE[@]}" --seeds=1 --tuning_seeds=1 --sweep learning_rate=1e-3,2e-3 --max_iters=1220 --warmup_iters=120 --eval_interval=305
+study larger "${SIZE[@]}" --seeds=2 --learning_rate=1e-3 --max_iters=4880 --warmup_iters=240 --eval_interval=610

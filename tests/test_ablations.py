@@ -35,3 +35,18 @@ def test_ablations_take_one_piece_away(monkeypatch, request):
         names = {n for n, _ in neuron.named_parameters()}
         assert names == set(learned.get(name, "omega phi baseline").split()), name
         assert not neuron.baseline.any()
+
+
+def test_the_same_arm_again_differs_in_its_draw_alone(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+    torch.manual_seed(0)
+    again = custom_neuron.load_neuron("studies/another_draw.py:FullAgain")(600)
+    torch.manual_seed(0)
+    full = custom_neuron.load_neuron("studies/ablations.py:Full")(600)
+    for name, mean in (("omega", 1.0), ("phi", 0.0)):
+        ours, theirs = getattr(again, name), getattr(full, name)
+        assert not torch.equal(ours, theirs) and torch.corrcoef(torch.stack([ours, theirs]))[0, 1].abs() < 0.15
+        assert abs(ours.mean() - mean) < 0.02 and abs(ours.std() - 0.1) < 0.02
+    again.load_state_dict(full.state_dict())
+    x = torch.randn(5, 600, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again(x), full(x))

@@ -20,7 +20,7 @@ MAY_IMPORT = {  # a layer, which is a folder or a script at the top -> the layer
     "experiment": SHARED | {"experiment", "train"},
     "compare": SHARED | {"experiment", "train"},
     "bench": SHARED | {"train"},
-    "studies": SHARED | {"experiment"},  # scripts that read the reports of compare.py, as it does
+    "studies": SHARED | {"experiment", "studies"},  # scripts that read the reports of compare.py, as it does
     "config": set(),
 }
 FOLDERS = ("kernels", "wiggle", "experiment", "studies", "config")
