@@ -39,8 +39,8 @@ def rows_at_once(device: torch.device, vocabulary: int, dtype: torch.dtype) -> i
     """
     if device.type != "cuda" or _load_kernel() is None:
         return CHUNK
-    _, total = torch.cuda.mem_get_info(device)
     index = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(index).total_memory
     share = CARD_SHARE * total * torch.cuda.get_per_process_memory_fraction(index)
     return max(128, int(share / (vocabulary * dtype.itemsize)) // 128 * 128)
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,15 +105,14 @@ def test_torch_compile_changes_no_bit_and_breaks_no_graph(small_chunks):
 # --- on a card ---
 
 
-def test_a_cards_chunk_follows_its_memory_and_not_what_is_free_now(monkeypatch):
+def test_a_cards_chunk_follows_its_memory_and_this_processs_cap(monkeypatch):
+    """Not what is free now, which changes from step to step, and with it the rounding of sums."""
     monkeypatch.setattr(cross_entropy, "_load_kernel", lambda: lambda logits, ids: None)
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda index: fraction)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
-    free, total, fraction = 7 * 2**30, 8 * 2**30, 1.0
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=total))
+    total, fraction = 8 * 2**30, 1.0
     rows = rows_at_once(CUDA, 50304, torch.bfloat16)
     assert rows % 128 == 0 and 0.9 * total / 32 < rows * 50304 * 2 <= total / 32
-    free = 2**30
-    assert rows_at_once(CUDA, 50304, torch.bfloat16) == rows
     total = 80 * 2**30
     assert rows_at_once(CUDA, 50304, torch.bfloat16) > 9 * rows
     fraction = 0.1
