@@ -191,7 +191,8 @@ def load_start(config: TrainConfig, neuron: BuildNeuron | None, say: Say) -> tup
         raise UserError(
             f"init_from={config.init_from!r} is no file: choose scratch, resume, gpt2, or a checkpoint's path"
         )
-    model, meta = checkpoint.load_model(config.init_from, neuron=neuron, dropout=config.dropout)
+    free = {"dropout": config.dropout, "gradient_checkpointing": config.gradient_checkpointing}
+    model, meta = checkpoint.load_model(config.init_from, neuron=neuron, **free)
     if config.mlp not in ("gelu", model.config.mlp):
         raise UserError(f"init_from={config.init_from} has mlp={model.config.mlp}, which contradicts mlp={config.mlp}")
     length = model.config.block_size

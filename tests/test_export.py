@@ -43,12 +43,7 @@ from transformers.utils import logging
 logging.set_verbosity_error()
 assert importlib.util.find_spec("model_bio") is None and importlib.util.find_spec("wiggle") is None
 
-def left_padded(prompts, longest):
-    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask
-
-prompts, found = [[4, 5, 6, 7, 8, 9], [3], [1, 2, 3]], {}
+found = {}
 for folder in sys.argv[2:]:
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
@@ -57,11 +52,12 @@ for folder in sys.argv[2:]:
         logits = model(ids).logits
     greedy = {"max_new_tokens": 50, "do_sample": False}
     cached, plain = (model.generate(ids, use_cache=use, **greedy) for use in (True, False))
-    padded, mask = left_padded(prompts, 6)
-    together = model.generate(padded, attention_mask=mask, pad_token_id=0, **greedy)[:, 6:]
-    alone = [model.generate(torch.tensor([p]), **greedy)[0, len(p):] for p in prompts]
+    alone = torch.stack((cached[0, -50:], model.generate(torch.tensor([[3]]), **greedy)[0, -50:]))
+    padded, mask = torch.zeros(2, ids.size(1), dtype=int), torch.ones(2, ids.size(1), dtype=int)
+    padded[0], padded[1, -1], mask[1, :-1] = ids[0], 3, 0  # the second prompt, one token, is padded on the left
+    together = model.generate(padded, attention_mask=mask, pad_token_id=0, **greedy)[:, -50:]
     found[folder] = {"ids": ids, "logits": logits, "cached": cached, "plain": plain}
-    found[folder] |= {"together": together, "alone": torch.stack(alone)}
+    found[folder] |= {"together": together, "alone": alone}
 
 model.save_pretrained(folder + "-again")
 tokenizer.save_pretrained(folder + "-again")
@@ -225,6 +221,16 @@ def test_training_goes_on_from_a_folder_as_from_its_checkpoint(tmp_path, tiny):
         for path in (tmp_path / "out" / "best.pt", tmp_path / "folder")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "bio"])
+def test_training_from_a_folder_keeps_the_settings_that_no_weight_depends_on(tmp_path, tiny, mlp):
+    train(tiny(mlp=mlp, max_iters=1))
+    run(tmp_path / "folder", tmp_path / "out")
+    free = {"gradient_checkpointing": True, "dropout": 0.1}
+    train(tiny(init_from=str(tmp_path / "folder"), out_dir=str(tmp_path / "next"), max_iters=1, **free))
+    config = checkpoint.load_model(tmp_path / "next")[0].config
+    assert {key: getattr(config, key) for key in free} == free
 
 
 # --- refused, with the reason ---

@@ -63,11 +63,13 @@ def gpt_from_pretrained(model_type: str | Path, override_args: dict | None = Non
     """
     One of OpenAI's GPT-2s by its name at Hugging Face, or a model of its kind, or of ours, in a folder -> GPT.
 
-    override_args: may hold 'dropout'. Raises ImportError without transformers, UserError where the model cannot be
-    fetched, and ValueError where it computes something else than GPT, or a weight is missing, surplus or damaged.
+    override_args: may hold 'dropout' and 'gradient_checkpointing'. Raises ImportError without transformers, UserError
+    where the model cannot be fetched, and ValueError where it computes something else than GPT, or a weight is missing,
+    surplus or damaged.
     """
-    if set(override_args or {}) - {"dropout"}:
-        raise ValueError(f"only dropout can be overridden, not {', '.join(set(override_args) - {'dropout'})}")
+    fixed = set(override_args or {}) - {"dropout", "gradient_checkpointing"}
+    if fixed:
+        raise ValueError(f"dropout and gradient_checkpointing alone can be overridden, not {', '.join(fixed)}")
     folder = pretrained_folder(model_type)
     if is_own(folder):
         settings = read_json(folder / "config.json")
