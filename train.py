@@ -41,6 +41,7 @@ from wiggle.device import (
 )
 from wiggle.distributed import (
     Processes,
+    any_process,
     connect,
     disconnect,
     mean_over_processes,
@@ -284,8 +285,9 @@ def build(setup: Setup) -> Run:
     config, machine, resumed = setup.config, setup.machine, setup.resumed
     trained = model = setup.model.to(machine.device)
     if machine.compiled:
-        torch.compiler.reset()  # Dynamo keeps the code of few models of one process, and runs the others eagerly
         setup.machine = machine = compiled_or_eager(model, machine, setup.say)
+    if any_process(not machine.compiled):  # all must measure and take the same steps
+        setup.machine = machine = machine._replace(compiled=False)
     if machine.compiled:
         trained = torch.compile(model)
     size = config.batch_size

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import train as train_module
 from model_bio import GPT
 from train import train
 from wiggle import compiler, device
@@ -95,6 +96,14 @@ def test_each_run_of_a_process_begins_with_no_compiled_code(tiny, compiles, monk
     for _ in range(2):
         train(tiny(compile=True, max_iters=1, eval_iters=1))
     assert order == ["reset", "Block", "reset", "GPT"] * 2
+
+
+def test_a_process_goes_without_the_compiler_where_another_one_has_to(tiny, compiles, monkeypatch):
+    compiled = []
+    compiles(lambda module: compiled.append(type(module).__name__) or module)
+    monkeypatch.setattr(train_module, "any_process", lambda flag: True)
+    train(tiny(compile=True, max_iters=1, eval_iters=1))
+    assert compiled == ["Block"], "for the check alone"
 
 
 @pytest.mark.slow

@@ -19,8 +19,10 @@ def compiled_or_eager(model: GPT, machine: Machine, say: Callable[[str], None]) 
     The machine, made eager where the compiled gradients of one of the model's blocks are not those of eager mode.
 
     torch 2.11 compiled some functions to zero gradients in float32: such a run goes on, and learns nothing. Says in a
-    line what was found. A model that cannot be compiled at all is trained eagerly, too.
+    line what was found. A model that cannot be compiled at all is trained eagerly, too. Forgets what was compiled in
+    this process before: Dynamo keeps the code of few models, and runs further ones eagerly.
     """
+    torch.compiler.reset()
     start = time.perf_counter()
     try:
         name, gap = largest_gradient_gap(model, machine)
