@@ -24,9 +24,9 @@ import torch
 from model_bio import GPT, OscillatingNeuron
 from wiggle import analysis, checkpoint, configurator, errors
 from wiggle.analysis_page import draw_page
+from wiggle.chat_dataset import open_dataset
 from wiggle.custom_neuron import load_neuron
-from wiggle.dataset import Dataset
-from wiggle.device import pick_device
+from wiggle.device import pick_device, send_windows
 from wiggle.errors import UserError
 from wiggle.files import atomic_write, to_json, writing
 from wiggle.tokenizer import from_identity
@@ -77,12 +77,13 @@ def read_text(config, model, meta):
     name = config.dataset or meta["config"].get("dataset")
     if not name:
         raise UserError(f"{meta['path']} does not say what it was trained on: name it with --dataset")
-    data = Dataset(Path(config.data_dir, str(name)), model.config.block_size, seed=0)
+    data = open_dataset(Path(config.data_dir, str(name)), model.config.block_size, seed=0)
     data.check_ids(model.config.vocab_size)
     tokenizer = from_identity(data.tokenizer)
     if meta["tokenizer"] and from_identity(meta["tokenizer"]).identity() != tokenizer.identity():
         raise UserError(f"{data.folder} has another vocabulary than {meta['path']} was trained on")
-    idx = data.windows("val", data.fixed_windows("val", max(1, config.tokens // data.block_size)))[:, :-1]
+    windows = data.windows("val", data.fixed_windows("val", max(1, config.tokens // data.block_size)))
+    idx = send_windows(windows, torch.device("cpu"))[0]
     seen, token = idx.flatten().unique(return_inverse=True)  # (M,), and (N,) numbers below M
     tokens = [tokenizer.token_bytes(i).decode("utf-8", "replace") for i in seen]
     # a token's class: the Unicode category of its first letter, and whether a space, as of GPT-2's words, goes before

@@ -41,6 +41,7 @@ from experiment.workers import (
 )
 from train import prepare_missing
 from wiggle import errors
+from wiggle.chat_dataset import open_dataset
 from wiggle.dataset import Dataset
 from wiggle.errors import UserError
 from wiggle.evaluation import size_of_validation
@@ -129,7 +130,8 @@ def prepare_data(study: Study) -> dict[str, Dataset]:
     datasets = {}
     for config in {arm.config.dataset: arm.config for arm in study.arms}.values():
         prepare_missing(config, print_line)
-        data = datasets[config.dataset] = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
+        data = open_dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
+        datasets[config.dataset] = data
         if not half_of_windows(len(data.fixed_windows("val", 0)), config.block_size).any():
             raise UserError(
                 f"{config.dataset} has too few validation tokens: each half needs a block of {VALIDATION_BLOCK}"

@@ -293,8 +293,9 @@ class CausalSelfAttention(nn.Module):
     """
     Multi-head attention in which a token sees itself and those before it. (B, T, C) -> same.
 
-    rope: cos and sin of the tokens' positions, (T, D/2) each, or None. extend: while generating, stores keys and values
-    and gives back all to look at (KVCache.extend), or None.
+    rope: cos and sin of the tokens' positions, (T, D/2) each, or (B, 1, T, D/2) where they differ by sequence, or None.
+    extend: while generating, stores keys and values and gives back all to look at (KVCache.extend), or None. mask:
+    what each token may look at (`conversation_mask`), or None for all tokens up to itself.
     """
 
     def __init__(self, config: GPTConfig):
@@ -306,10 +307,10 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
         self.qk_norm = config.qk_norm
 
-    def forward(self, x, rope=None, extend=None):
+    def forward(self, x, rope=None, extend=None, mask=None):
         B, T, C = x.shape
         qkv, dropout = self.c_attn(x), self.dropout if self.training else 0.0  # (B, T, 3C)
-        if extend is None and not dropout and fused_attention.serves(qkv):
+        if extend is None and mask is None and not dropout and fused_attention.serves(qkv):
             return self.resid_dropout(self.c_proj(fused_attention.attend(qkv, self.n_head, self.qk_norm, rope)))
         qk, v = qkv.split((2 * C, C), dim=2)
         qk = qk.view(B, T, 2 * self.n_head, C // self.n_head).transpose(1, 2)  # (B, 2H, T, D)
@@ -319,7 +320,6 @@ class CausalSelfAttention(nn.Module):
         if rope is not None:
             qk = rotate(qk, *rope)
         q, k = qk.split(self.n_head, dim=1)
-        mask = None
         if extend is not None:
             k, v, mask = extend(k, v)  # (B, H, S, D), S >= T
         # a single token may look at all that a cache holds, so it is not causal
@@ -329,7 +329,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). (B, T, C) -> same; rope and extend are attention's."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). (B, T, C) -> same; rope, extend and mask are attention's."""
 
     def __init__(self, config: GPTConfig, neuron: Callable[[int], nn.Module] | None = None):
         super().__init__()
@@ -345,8 +345,8 @@ class Block(nn.Module):
             activation = ACTIVATIONS[config.mlp]
             self.mlp = MLP(config, activation.build, activation.fan)
 
-    def forward(self, x, rope=None, extend=None):
-        x = x + self.attn(self.ln_1(x), rope, extend)
+    def forward(self, x, rope=None, extend=None, mask=None):
+        x = x + self.attn(self.ln_1(x), rope, extend, mask)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -355,6 +355,16 @@ def make_norm(config: GPTConfig) -> nn.Module:
     if config.use_rmsnorm:
         return nn.RMSNorm(config.n_embd, eps=1e-6)
     return nn.LayerNorm(config.n_embd, bias=config.bias)
+
+
+def conversation_mask(begins: Tensor) -> Tensor:
+    """
+    What each token may look at where conversations stand side by side in a sequence: its own one's, up to itself.
+
+    begins: (B, T), as in GPT.forward -> (B, 1, T, T), True where the third dimension's token sees the fourth's.
+    """
+    places = torch.arange(begins.size(1), device=begins.device)
+    return ((places <= places[:, None]) & (places >= begins[:, :, None])).unsqueeze(1)
 
 
 def stable_seed(*parts: object) -> int:
@@ -425,9 +435,11 @@ class GPT(nn.Module):
             elif last == "bias":
                 parameter.zero_()
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None, place: int | Tensor = 0) -> Tensor:
+    def hidden(
+        self, idx: Tensor, cache: KVCache | None = None, place: int | Tensor = 0, begins: Tensor | None = None
+    ) -> Tensor:
         """
-        idx: (B, T) token ids -> (B, T, C), the input of lm_head.
+        idx: (B, T) token ids -> (B, T, C), the input of lm_head. begins: as in `forward`.
 
         With a cache, the tokens before `place` have been read, and idx follows them. The place of a single token may be
         a tensor (1,): then no shape depends on it (see KVCache.extend).
@@ -436,26 +448,37 @@ class GPT(nn.Module):
         if isinstance(place, int) and places.stop > self.config.block_size:
             raise ValueError(f"{places.stop} tokens do not fit the context of block_size={self.config.block_size}")
         x = self.transformer.wte(idx).to(self.transformer.ln_f.weight.dtype)  # (B, T, C); matrices may be less exact
-        rope = None
+        rope = mask = None
+        if begins is not None:
+            mask = conversation_mask(begins)
+            places = torch.arange(idx.size(1), device=idx.device) - begins  # (B, T), within the own conversation
         if self.config.position == "learned":
-            x = x + self.transformer.wpe.weight[places]  # (T, C), the same for each sequence
+            x = x + self.transformer.wpe.weight[places]  # (T, C), the same for each sequence, or (B, T, C)
         elif self.config.position == "rope":
+            places = places if begins is None else places[:, None]  # all heads alike
             rope = self.rope_cos[places], self.rope_sin[places]
         x = self.transformer.drop(x)
         recompute = self.config.gradient_checkpointing and self.training
         for layer, block in enumerate(self.transformer.h):
             extend = None if cache is None else functools.partial(cache.extend, layer, places)
-            x = checkpoint(block, x, rope, use_reentrant=False) if recompute else block(x, rope, extend)
+            if recompute:
+                x = checkpoint(block, x, rope, None, mask, use_reentrant=False)
+            else:
+                x = block(x, rope, extend, mask)
         return self.transformer.ln_f(x)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, begins: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """
-        idx, targets: (B, T) int64; a target of -1 is ignored.
+        idx, targets: (B, T) int64; a target of -1 is ignored. begins: where conversations stand side by side in a
+        sequence, the place at which each token's own one begins, (B, T) int64: none sees another, and the positions of
+        each count from 0, so that each has the logits that it has alone.
 
         Without targets: (logits of the last position (B, 1, V), None). With targets: (logits (B, T, V), mean loss),
         and in training (None, mean loss) where the logits would be large.
         """
-        x = self.hidden(idx)
+        x = self.hidden(idx, begins=begins)
         if targets is None:
             return self.lm_head(x[:, [-1], :]), None
         if self.training and idx.numel() * self.config.vocab_size > LARGE_LOGITS:
@@ -466,8 +489,8 @@ class GPT(nn.Module):
         return logits, F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1), ignore_index=-1)
 
     def limit_sampling(self, vocab_size: int) -> None:
-        """Never sample an id of `vocab_size` or more: a tokenizer's own size, past which ids stand for no text."""
-        self.sampled_vocab = min(self.sampled_vocab, vocab_size)
+        """Never sample an id of `vocab_size` or more: a tokenizer's own size, past which ids stand for nothing."""
+        self.sampled_vocab = min(self.config.vocab_size, vocab_size)
 
     def get_num_params(self, non_embedding: bool = True) -> int:
         """Number of parameters, without the position embedding by default (the token one is lm_head's too)."""

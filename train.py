@@ -26,6 +26,7 @@ from kernels import oscillation
 from model_bio import GPT, GPTConfig, model_args, stable_seed
 from wiggle import blowup, checkpoint, configurator, corpora, custom_neuron, errors
 from wiggle.batch_size import choose_batch_size
+from wiggle.chat_dataset import open_dataset
 from wiggle.compiler import compiled_or_eager
 from wiggle.custom_neuron import Neuron
 from wiggle.dataset import BatchesAhead, Dataset
@@ -63,6 +64,7 @@ from wiggle.stop_signal import StopSignal
 from wiggle.telemetry import event_rates, sharpness
 from wiggle.tokenizer import from_identity
 from wiggle.train_config import TrainConfig
+from wiggle.weights import grow_vocabulary
 
 Say = Callable[[str], None]  # prints a line
 BuildNeuron = Neuron | Callable[[int], nn.Module]  # number of features -> the module between c_fc and c_proj
@@ -156,8 +158,8 @@ def prepare(config: TrainConfig, neuron: BuildNeuron | None) -> Setup:
         prepare_missing(config, say)
     connected = connect(config.backend, machine.device)
     wait_for_all()  # the first process may be preparing data
-    data = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
-    if vocabulary not in (None, data.tokenizer):
+    data = open_dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
+    if vocabulary not in (None, data.tokenizer, from_identity(data.tokenizer).with_marks(()).identity()):
         raise UserError(
             f"the weights in {config.init_from} were trained on another vocabulary ({vocabulary['vocab_size']:,} "
             f"{vocabulary['kind']} tokens) than dataset {config.dataset} has: their ids mean other text"
@@ -169,6 +171,11 @@ def prepare(config: TrainConfig, neuron: BuildNeuron | None) -> Setup:
         say(f"resume    {source}, {resumed['iter_num']} steps done")
     elif model is None:
         model = GPT(config.gpt_config(config.vocab_size or data.model_vocab), neuron, config.seed)
+    if model.config.vocab_size < data.model_vocab and "marks" in data.tokenizer:
+        new = data.model_vocab - model.config.vocab_size
+        grow_vocabulary(model, data.model_vocab, neuron, config.seed)
+        config = replace(config, vocab_size=data.model_vocab)
+        say(f"grown     the vocabulary by {new} ids, for the marks of conversations: their rows are drawn anew")
     data.check_ids(model.config.vocab_size)
     model.limit_sampling(data.tokenizer["vocab_size"])
 
@@ -245,10 +252,7 @@ def prepare_missing(config: TrainConfig, say: Say) -> None:
 
 def announce(config: TrainConfig, model: GPT, data: Dataset, machine: Machine, say: Say) -> None:
     """Print what the run trains on, what it trains, and what it computes on."""
-    unit = {"char": "characters", "byte": "bytes", "gpt2": "tokens"}[data.tokenizer["kind"]]
-    train_tokens, val_tokens = (f"{len(data.splits[split]) / 1e6:.2f}M" for split in ("train", "val"))
-    say(f"data      {config.dataset}: {train_tokens} {unit} to train on, {val_tokens} to validate, "
-        f"vocabulary {data.tokenizer['vocab_size']:,}")  # fmt: skip
+    say(f"data      {config.dataset}: {data.describe()}")
     say(f"model     {model.describe()}, {model.flops_per_token() / 1e6:.1f} MFLOP a token")
     kernel = f", oscillation by {oscillation.backend(machine.device)}" if config.mlp == "bio" else ""
     say(f"device    {machine}{kernel}")
@@ -407,7 +411,7 @@ def train_step(
     stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[Tensor, Tensor] | None:
     """
-    One step, without waiting for the device -> (mean loss of all its micro-batches, gradient norm).
+    One step, without waiting for the device -> (mean loss of all its targets, gradient norm).
 
     stopping: asked before each micro-batch; where it says True the step is given up, as if it had never begun -> None.
     """
@@ -421,13 +425,13 @@ def train_step(
             guarded.optimizer.zero_grad(set_to_none=True)
             return None
         number = rank * micro_batches + micro  # of this micro-batch within the step
-        windows = data.batch(step * config.sequences_per_step + number * config.batch_size, config.batch_size)
-        x, y = send_windows(windows, device)  # (B, T) each
+        first, sequences = step * config.sequences_per_step + number * config.batch_size, config.sequences_per_step
+        batch = send_windows(data.batch(first, config.batch_size), device)  # what the model is called with
         torch.manual_seed(stable_seed(config.seed, "dropout", step, micro, rank))
         if world > 1:
             model.require_backward_grad_sync = micro == micro_batches - 1  # once a step is enough
         with autocast(device, dtype), attention_order(device):
-            loss = model(x, y)[1] / micro_batches
+            loss = model(*batch)[1] / (data.loss_divisor(first, config.batch_size, sequences) / world)
         if world > 1:
             loss = loss + guarded.zero()
         guarded.scaler.scale(loss).backward()
@@ -438,7 +442,7 @@ def train_step(
 
 def step_figures(run: Run, loss: Tensor, norm: Tensor) -> dict:
     """Wait for the step, and raise Diverged where the run is stuck -> what metrics.jsonl keeps of the step itself."""
-    one_sequence, _ = send_windows(run.data.batch(run.step, 1), run.machine.device)
+    one_sequence = send_windows(run.data.batch(run.step, 1), run.machine.device)[0]
     layers = {"event_rate": event_rates(run.model, one_sequence), "beta": sharpness(run.model)}
     loss, norm, (skipped, _) = loss.item(), norm.item(), run.guarded.skipped.tolist()
     run.guarded.raise_if_stuck(run.step, loss, norm)

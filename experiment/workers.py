@@ -22,9 +22,10 @@ from experiment.ledger import Run
 from model_bio import GPT
 from train import TrainConfig, train, windows_of
 from wiggle import checkpoint, custom_neuron
+from wiggle.chat_dataset import open_dataset
 from wiggle.custom_neuron import Neuron
 from wiggle.dataset import Dataset
-from wiggle.device import peak_memory
+from wiggle.device import peak_memory, send_windows
 from wiggle.errors import UserError
 from wiggle.evaluation import evaluate, window_losses
 from wiggle.files import writing
@@ -106,7 +107,7 @@ def train_and_judge(config: TrainConfig, neuron: Neuron | None, stage: str, keep
     model, meta = checkpoint.load_model(Path(config.out_dir, "ckpt.pt"), config.device, neuron)
     if meta["iter_num"] != result.steps:  # train() keeps no weights of a run that is diverging
         raise Diverged(f"the weights of the last {result.steps - meta['iter_num']} steps were not fit to be saved")
-    data = Dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
+    data = open_dataset(Path(config.data_dir, config.dataset), config.block_size, config.seed)
     data.check_ids(model.config.vocab_size)
     judged, _ = evaluate(model, data, "val", windows_of(config), device, getattr(torch, config.dtype))
     if abs(judged - result.val_loss) > 1e-3 * abs(result.val_loss):
@@ -143,8 +144,9 @@ def train_and_judge(config: TrainConfig, neuron: Neuron | None, stage: str, keep
 
 def nonlinearity(model: GPT, data: Dataset) -> list[list[float]]:
     """By layer: the standard deviation of c_fc's output, and the share of the MLP that is not linear, on validation."""
-    idx = data.windows("val", data.fixed_windows("val", max(1, 4096 // data.block_size)))[:, :-1]
-    layers = nonlinearities(model, idx.to(model.lm_head.weight.device))
+    windows = data.windows("val", data.fixed_windows("val", max(1, 4096 // data.block_size)))
+    idx = send_windows(windows, model.lm_head.weight.device)[0]
+    layers = nonlinearities(model, idx)
     return [[round(layer.preactivation_std, 4), round(layer.share, 4)] for layer in layers]
 
 

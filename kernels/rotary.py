@@ -21,7 +21,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     Rotate each pair (x_i, x_{i + D/2}) by the angle of its position, in float32 (RoPE; Su et al., 2021).
 
-    x: (..., T, D), cos and sin of the angles: (T, D/2) -> like x.
+    x: (..., T, D), cos and sin of the angles: (T, D/2), or (B, 1, T, D/2) by sequence -> like x.
     """
     if torch.compiler.is_compiling():  # Inductor fuses the plain operations
         a, b = x.float().chunk(2, dim=-1)

@@ -116,14 +116,14 @@ class StepPeaks:
 
 
 def step_peak(card: Card, model: GPT, called: nn.Module, windows: Tensor, dtype: torch.dtype) -> float:
-    """Bytes that the card holds at most during a micro-batch (B, T + 1); infinite where it has not so many."""
-    x, y = send_windows(windows, card.device)  # (B, T) each
+    """Bytes that the card holds at most during a micro-batch of windows; infinite where it has not so many."""
+    batch = send_windows(windows, card.device)
     try:
         if called is not model:
-            forward_and_backward(called, x, y, dtype)  # what compiling takes is not a step's
+            forward_and_backward(called, batch, dtype)  # what compiling takes is not a step's
         card.reset()
         for _ in range(2):  # the second adds to gradients that are there, as every micro-batch but a step's first does
-            forward_and_backward(called, x, y, dtype)
+            forward_and_backward(called, batch, dtype)
         return card.peak()
     except RuntimeError as error:
         if not out_of_memory(error):
@@ -133,10 +133,10 @@ def step_peak(card: Card, model: GPT, called: nn.Module, windows: Tensor, dtype:
         model.zero_grad(set_to_none=True)
 
 
-def forward_and_backward(called: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype) -> None:
-    """Add a micro-batch's gradients to those that are there."""
-    with autocast(x.device, dtype), attention_order(x.device):
-        loss = called(x, y)[1]
+def forward_and_backward(called: nn.Module, batch: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    """Add a micro-batch's gradients to those that are there. batch: what the model is called with."""
+    with autocast(batch[0].device, dtype), attention_order(batch[0].device):
+        loss = called(*batch)[1]
     loss.backward()
 
 

@@ -69,7 +69,7 @@ def dataset_folder(data_dir: str | Path, name: str) -> Path:
 def remove_half_written(folder: Path) -> None:
     """Remove the temporary files of preparations that were killed. The caller holds the folder's lock."""
     for path in folder.glob("*.tmp"):
-        if re.fullmatch(r"(train\.bin|val\.bin|meta\.json)\.\d+\.tmp", path.name):
+        if re.fullmatch(r"((train|val)(_mask)?\.bin|meta\.json)\.\d+\.tmp", path.name):
             with writing(path):
                 path.unlink()
             print(f"note     removed {path}, which a preparation left when it was killed")

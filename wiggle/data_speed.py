@@ -241,6 +241,9 @@ class TimedBatches:
     def __init__(self, batches: object):
         self.batches, self.seconds = batches, 0.0
 
+    def loss_divisor(self, first: int, count: int, per_step: int) -> float:
+        return self.batches.loss_divisor(first, count, per_step)
+
     def batch(self, first: int, count: int) -> torch.Tensor:
         start = time.perf_counter()
         try:

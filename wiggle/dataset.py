@@ -63,6 +63,17 @@ class Dataset:
         """The vocabulary that a model of this data gets: the tokenizer's own, GPT-2's rounded up to 64 x 786."""
         return 50304 if self.tokenizer["kind"] == "gpt2" else self.tokenizer["vocab_size"]
 
+    @property
+    def shortest(self) -> int:
+        """The fewest tokens that a split may have."""
+        return self.block_size + 1
+
+    def describe(self) -> str:
+        """What the dataset holds, in a line."""
+        unit = {"char": "characters", "byte": "bytes", "gpt2": "tokens"}[self.tokenizer["kind"]]
+        train, val = (f"{len(self.splits[split]) / 1e6:.2f}M" for split in ("train", "val"))
+        return f"{train} {unit} to train on, {val} to validate, vocabulary {self.tokenizer['vocab_size']:,}"
+
     def _path(self, split: str) -> Path:
         return self.folder / f"{split}.bin"
 
@@ -74,7 +85,7 @@ class Dataset:
             tokens, rest = divmod(size, np.dtype(dtype).itemsize)
             if rest:
                 raise UserError(f"{path} is damaged: its {size:,} bytes are no whole number of {dtype.__name__} ids")
-            if tokens <= self.block_size:
+            if tokens < self.shortest:
                 window = f"too few for one window of block_size={self.block_size} + 1"
                 raise UserError(f"{path} holds {tokens} tokens, {window}: prepare a longer text, or use shorter blocks")
             return map_tokens(path, dtype)
@@ -112,7 +123,7 @@ class Dataset:
             )
 
     def windows(self, split: str, starts: np.ndarray) -> torch.Tensor:
-        """Cut the windows of a split that begin at `starts` (B,) -> (B, T + 1) int64, contiguous."""
+        """Cut the windows of a split that begin at `starts` (B,) -> (B, T + 1) int64, for `send_windows`."""
         tokens, length = self._tokens(split, len(starts)), self.block_size + 1
         ids = np.empty((len(starts), length), tokens.dtype)
         for row, start in zip(ids, starts.tolist(), strict=True):
@@ -134,11 +145,24 @@ class Dataset:
         return self.splits[split]
 
     def batch(self, first: int, count: int) -> torch.Tensor:
-        """Training sequences number first .. first + count - 1 -> (count, T + 1) int64, contiguous."""
+        """Training sequences number first .. first + count - 1 -> what `windows` gives."""
         blocks = range(first // STARTS_A_BLOCK, (first + count - 1) // STARTS_A_BLOCK + 1)
         starts = np.concatenate([self._block_of_starts(block) for block in blocks])
         skipped = first - blocks[0] * STARTS_A_BLOCK
         return self.windows("train", starts[skipped : skipped + count])
+
+    def targets(self, split: str, starts: np.ndarray) -> np.ndarray:
+        """How many tokens of the windows that begin at `starts` (B,) the loss is of (B,): the same in each window."""
+        return np.full(len(starts), self.block_size)
+
+    def loss_divisor(self, first: int, count: int, per_step: int) -> float:
+        """
+        What a micro-batch's loss, a mean over its own targets, is divided by, so that the micro-batches of a step add
+        up to the mean over all of the step's targets.
+
+        The micro-batch has the sequences first .. first + count - 1, and a step per_step of them, over all processes.
+        """
+        return per_step / count
 
     def _block_of_starts(self, block: int) -> np.ndarray:
         """What train_starts gives for a block of sequence numbers, kept until another block is asked for."""
@@ -199,8 +223,12 @@ class BatchesAhead:
     def __exit__(self, *error: object) -> None:
         self.pool.shutdown(cancel_futures=True)
 
+    def loss_divisor(self, first: int, count: int, per_step: int) -> float:
+        """Dataset.loss_divisor."""
+        return self.data.loss_divisor(first, count, per_step)
+
     def batch(self, first: int, count: int) -> torch.Tensor:
-        """Training sequences number first .. first + count - 1 -> (count, T + 1) int64, contiguous."""
+        """Training sequences number first .. first + count - 1 -> what `windows` gives."""
         ready = self.prepared.pop((first, count), None)
         batch = ready.result() if ready else self.data.batch(first, count)
         following = self._following(first)

@@ -242,13 +242,16 @@ def drain(device: torch.device) -> None:
         getattr(torch, device.type).synchronize(*[device] * (device.type == "cuda"))  # that card, not the current one
 
 
-def send_windows(ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def send_windows(ids: Tensor, device: torch.device) -> tuple[Tensor, ...]:
     """
-    Windows of token ids (B, T + 1) -> x, y (B, T) on the device, views of one copy, y being x one token on.
+    Windows of a Dataset -> what GPT.forward is called with, (B, T) each on the device, views of one copy.
+
+    Windows of text (B, T + 1) give x and y, y being x one token on; rows of conversations (B, 3, T) idx, targets and
+    begins.
 
     To CUDA they go whole and from pinned memory: then one copy runs beside the computation. A part of each row would be
     gathered and copied while the program waits.
     """
     on_card = device.type == "cuda"
     ids = (ids.pin_memory() if on_card else ids).to(device, non_blocking=on_card)
-    return ids[:, :-1], ids[:, 1:]
+    return ids.unbind(1) if ids.dim() == 3 else (ids[:, :-1], ids[:, 1:])

