@@ -4,6 +4,7 @@ Generate text from a checkpoint, which is all that it takes: the tokenizer is in
     python sample_bio.py --out_dir=out/quickstart --start="ROMEO:"
     python sample_bio.py --out_dir=path/to/ckpt.pt --start=FILE:prompt.txt --temperature=0
     python sample_bio.py --init_from=gpt2 --start="The meaning of life is"
+    python sample_bio.py --out_dir=out/chat --chat          (a conversation with a model of config/config_chat.py)
 """
 
 import math
@@ -17,6 +18,7 @@ import torch
 from kernels.decoding import cast_matrices
 from model_bio import GPT
 from wiggle import checkpoint, configurator, custom_neuron, errors
+from wiggle.chat import Chat, converse
 from wiggle.device import Machine, autocast, pick_compile, pick_machine
 from wiggle.errors import UserError
 from wiggle.files import read_text
@@ -40,6 +42,7 @@ class SampleConfig:
     data_dir: str = "data"  # where a nanoGPT checkpoint's meta.pkl is looked for
 
     # text
+    chat: bool = False  # talk with a model that was fine-tuned on conversations; /help lists the commands
     start: str = "\n"  # the prompt, or FILE:path to read it from a file
     num_samples: int = 10  # samples to draw, together: what each becomes depends on their number, too
     max_new_tokens: int = 500  # tokens of each
@@ -140,13 +143,18 @@ def draw_batch(
     return new, seconds
 
 
+def drawing_options(config: SampleConfig, device: torch.device) -> dict:
+    """How the settings draw tokens, as options of GPT.stream."""
+    keys = ("temperature", "top_k", "top_p", "repetition_penalty")
+    return {key: getattr(config, key) for key in keys} | {"generator": torch.Generator(device).manual_seed(config.seed)}
+
+
 def draw_samples(
     config: SampleConfig, machine: Machine, model: GPT, tokenizer: Tokenizer, text: str, ids: list[int]
 ) -> None:
     """Print num_samples continuations of the prompt, then what they cost and how many neurons fired."""
-    options = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
-    options |= {"repetition_penalty": config.repetition_penalty, "compiled": machine.compiled}
-    generator = torch.Generator(machine.device).manual_seed(config.seed)
+    options = drawing_options(config, machine.device) | {"compiled": machine.compiled}
+    generator = options.pop("generator")
     count, length = config.max_new_tokens, len(ids) + config.max_new_tokens
     sizes = batch_sizes(model, config.num_samples, length, machine.dtype)
     seconds, rates = 0.0, 0.0
@@ -172,6 +180,12 @@ def sample(config: SampleConfig) -> None:
     """Print what a checkpoint makes of a prompt. Raises UserError for what can be mended."""
     machine = pick_machine(config.device, config.dtype, False)
     model, tokenizer = load_model_and_tokenizer(config, machine.device)
+    if config.chat:
+        chat = Chat(model, tokenizer, config.max_new_tokens, drawing_options(config, machine.device))
+        cast_matrices(model, machine.dtype)
+        with autocast(machine.device, machine.dtype):
+            converse(chat)
+        return
     text, ids = read_prompt(config.start, model, tokenizer)
     parts = batch_sizes(model, config.num_samples, len(ids) + config.max_new_tokens, machine.dtype)
     machine = with_compiler(machine, config.compile, len(parts) * config.max_new_tokens)

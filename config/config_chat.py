@@ -15,6 +15,6 @@ batch_size = 4  # rows, each of as many whole conversations as fit
 gradient_accumulation_steps = 1
 
 learning_rate = 1e-3
-max_iters = 400
-warmup_iters = 20
+max_iters = 200
+warmup_iters = 10
 beta2 = 0.99  # a step holds few targets, so AdamW's average of squares should be long
