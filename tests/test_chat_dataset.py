@@ -166,12 +166,12 @@ def test_rows_are_filled_and_never_overfull():
 def test_a_mask_that_is_missing_or_of_other_tokens_is_refused(folder, tmp_path):
     for name in ("train.bin", "val.bin", "meta.json", "train_mask.bin"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    with pytest.raises(UserError, match="val_mask.bin is missing"):
+    with pytest.raises(UserError, match=r"val_mask\.bin is missing"):
         open_dataset(tmp_path, 64, 1)
     (tmp_path / "val_mask.bin").write_bytes(b"\1" * 7)
-    with pytest.raises(UserError, match="is not the mask of val.bin"):
+    with pytest.raises(UserError, match=r"is not the mask of val\.bin"):
         open_dataset(tmp_path, 64, 1)
-    with pytest.raises(UserError, match="no exchange in .* fits in block_size=4"):
+    with pytest.raises(UserError, match=r"no exchange in .* fits in block_size=4"):
         open_dataset(folder, 4, 1)
 
 
