@@ -23,8 +23,8 @@ def test_what_nobody_answers_is_left_out():
 @pytest.mark.parametrize(
     ("item", "reason"),
     [
-        (None, "that hold no object"),
-        ([], "that hold no object"),
+        (None, "without an object"),
+        ([], "without an object"),
         ({}, "without messages"),
         ({"messages": []}, "without messages"),
         ({"messages": "hello"}, "without messages"),

@@ -33,7 +33,7 @@ def read_messages(item: object) -> list[Message]:
     What follows the assistant's last message is left out, since nobody answers it. Raises NoConversation.
     """
     if not isinstance(item, dict):
-        raise NoConversation("that hold no object")
+        raise NoConversation("without an object")
     if "messages" not in item and "instruction" in item:
         item = {"messages": instruction_messages(item)}
     rows = item.get("messages")
