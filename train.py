@@ -151,6 +151,7 @@ def prepare(config: TrainConfig, neuron: BuildNeuron | None) -> Setup:
     resumed = source = model = vocabulary = None
     if config.init_from == "resume":
         resumed, source = checkpoint.read_last(config.out_dir, say)
+        config = with_shape_of_weights(config, resumed)
     elif config.init_from != "scratch":
         model, vocabulary = load_start(config, neuron, say)
         config = replace(config, **model_args(model.config))
@@ -213,6 +214,20 @@ def load_start(config: TrainConfig, neuron: BuildNeuron | None, say: Say) -> tup
 
 # What a resumed run may not change: the others may, and are listed where they do.
 FIXED = (*(set(GPTConfig.__dataclass_fields__) - {"dropout", "gradient_checkpointing"}), "seed", "optimizer_type")
+
+
+def with_shape_of_weights(config: TrainConfig, resumed: dict) -> TrainConfig:
+    """
+    The settings of a resumed run, with the model's keys taken from its checkpoint where they are left at their
+    defaults, if the run began from weights that set them (init_from=PATH or gpt2).
+    """
+    if resumed.get("begun_from", "scratch") == "scratch":
+        return config
+    fields = TrainConfig.__dataclass_fields__
+    keys = {*GPTConfig.__dataclass_fields__, *resumed["model_args"]} & set(FIXED)
+    left = {key: resumed["model_args"].get(key) for key in keys if getattr(config, key) == fields[key].default}
+    with errors.plausible(f"the model_args in {config.out_dir}/ckpt.pt"):
+        return replace(config, **{key: value for key, value in left.items() if value is not None})
 
 
 def check_resumable(config: TrainConfig, resumed: dict, data: Dataset, say: Say) -> None:
@@ -567,7 +582,8 @@ def save(run: Run, best_too: bool) -> None:
     if best_too:
         checkpoint.save(out_dir / "best.pt", weights)
     state = {"dataset": run.data.identity, "seconds": run.seconds, "metrics_bytes": run.log.metrics.sync()}
-    state |= {"wandb_id": run.log.wandb_id}
+    begun_from = (run.resumed or {}).get("begun_from", run.config.init_from if run.resumed is None else "scratch")
+    state |= {"wandb_id": run.log.wandb_id, "begun_from": begun_from}
     checkpoint.save_last(out_dir, weights | run.guarded.state_dict() | state)
     run.saved_step = run.step
 

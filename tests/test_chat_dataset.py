@@ -189,3 +189,8 @@ def test_a_model_is_fine_tuned_and_its_vocabulary_grows(folder, tmp_path, capsys
     assert "grown     the vocabulary by 4 ids" in said and "conversations to train on" in said
     assert result.history[-1]["val_loss"] < result.history[0]["loss"] - 1
     assert isinstance(open_dataset(folder, 64, 1), ChatDataset)
+    named = ("n_layer", "n_head", "n_embd", "block_size", "mlp")  # which the weights had set
+    short = {key: value for key, value in common.items() if key not in named}
+    for steps in (41, 42):  # and a resumed run is resumed again
+        again = train(TrainConfig(**short | chat | {"init_from": "resume", "max_iters": steps}))
+        assert again.steps == steps and again.val_loss < result.val_loss + 0.1
