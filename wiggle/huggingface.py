@@ -67,6 +67,8 @@ def gpt_from_pretrained(model_type: str | Path, override_args: dict | None = Non
     where the model cannot be fetched, and ValueError where it computes something else than GPT, or a weight is missing,
     surplus or damaged.
     """
+    from transformers import GPT2Config  # before anything is fetched
+
     fixed = set(override_args or {}) - {"dropout", "gradient_checkpointing"}
     if fixed:
         raise ValueError(f"dropout and gradient_checkpointing alone can be overridden, not {', '.join(fixed)}")
@@ -75,8 +77,6 @@ def gpt_from_pretrained(model_type: str | Path, override_args: dict | None = Non
         settings = read_json(folder / "config.json")
         args = {key: settings[key] for key in GPTConfig.__dataclass_fields__ if key in settings}
         return model_with_weights(GPTConfig(**args | (override_args or {})), tied(read_weights(folder)))
-    from transformers import GPT2Config
-
     theirs = GPT2Config.from_dict(read_json(folder / "config.json"))  # it knows the defaults, and keys' older names
     check_computation(folder, theirs)
     config = GPTConfig(
