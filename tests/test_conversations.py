@@ -4,6 +4,7 @@ import pytest
 
 from wiggle.conversations import FIRST, LEARNED, Message, NoConversation, encode_conversation, read_messages
 from wiggle.errors import UserError
+from wiggle.huggingface_tokenizer import fast_tokenizer
 from wiggle.tokenizer import MARKS, ByteTokenizer, CharTokenizer, GPT2Tokenizer, from_identity
 
 HELLO = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi."}]
@@ -65,6 +66,14 @@ def test_no_text_is_encoded_to_a_mark(kind, toy_gpt2):
 def test_gpt2s_marks_lie_in_the_padding_of_its_vocabulary():
     marked = GPT2Tokenizer().with_marks()
     assert [marked.mark_id(mark) for mark in MARKS] == [50257, 50258, 50259, 50260]
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharTokenizer.from_text("ab")])
+def test_an_exported_tokenizer_has_the_marks_at_their_ids(tokenizer):
+    pytest.importorskip("tokenizers")
+    marked = tokenizer.with_marks()
+    fast = fast_tokenizer(marked)
+    assert [fast.token_to_id(mark) for mark in MARKS] == [marked.mark_id(mark) for mark in MARKS]
 
 
 def test_unknown_marks_in_a_damaged_file_are_refused():

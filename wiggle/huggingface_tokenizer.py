@@ -123,6 +123,7 @@ def fast_tokenizer(tokenizer: Tokenizer):
         fast = tokenizers.Tokenizer(models.WordLevel(ids))
         fast.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
         fast.decoder = decoders.Fuse()
+        fast.add_special_tokens([*tokenizer.marks])
         return fast
     gpt2 = tokenizer.kind == "gpt2"
     ranks = gpt2_encoding()._mergeable_ranks if gpt2 else {bytes([byte]): byte for byte in range(256)}
@@ -134,7 +135,7 @@ def fast_tokenizer(tokenizer: Tokenizer):
     fast = tokenizers.Tokenizer(models.BPE({spelled[token]: ranks[token] for token in spelled}, merges))
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=gpt2)
     fast.decoder = decoders.ByteLevel()
-    fast.add_special_tokens([END_OF_TEXT] if gpt2 else [])  # it gets the next id, 50256
+    fast.add_special_tokens([*([END_OF_TEXT] if gpt2 else []), *tokenizer.marks])  # they get the next ids, from 50256
     return fast
 
 
