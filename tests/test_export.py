@@ -151,6 +151,23 @@ def test_tokenizers_agree(tmp_path, kind, toy):
     assert theirs.decode(theirs(text)["input_ids"]) == text
 
 
+@pytest.mark.parametrize("kind", ["char", "byte", "gpt2"])
+def test_the_marks_of_conversations_keep_their_ids_and_come_back(tmp_path, kind):
+    from transformers import PreTrainedTokenizerFast
+
+    ours = {"char": CharTokenizer(LETTERS), "byte": ByteTokenizer(), "gpt2": GPT2Tokenizer()}[kind].with_marks()
+    try:
+        text_ids = ours.encode("abc")
+    except tokenizer_module.UserError as error:
+        pytest.skip(str(error))
+    trained(tmp_path / "best.pt", ours, vocab_size=ours.vocab_size, n_embd=4, mlp="bio")
+    run(tmp_path / "folder", tmp_path)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path / "folder")
+    for mark in ours.marks:
+        assert theirs(f"{mark}abc")["input_ids"] == [ours.mark_id(mark), *text_ids]
+    assert checkpoint.load_model(tmp_path / "folder")[1]["tokenizer"] == ours.identity()
+
+
 @pytest.mark.slow
 def test_gpt2s_own_tokenizer_agrees():
     try:
