@@ -31,6 +31,7 @@ from experiment.arms import (
 from experiment.costs import count_costs, first_steps_alone, share_budget
 from experiment.ledger import Ledger, Run, key_of_looks, make_run, record_look, swept_value
 from experiment.notes import find_notes
+from experiment.own_neurons import notes_on_changed_neurons
 from experiment.workers import (
     FIRST_STEPS,
     VALIDATION_BLOCK,
@@ -199,6 +200,7 @@ def run_missing(study: Study, ledger: Ledger, runs: list[Run], progress: Progres
             return
         shutil.rmtree(folder)
         names = {"arm": run.arm.name, "seed": run.seed, "value": swept_value(study, run.point)}
+        names |= {"neuron_parts": run.arm.neuron.parts} if run.arm.neuron else {}
         ledger.add(run.stage, run.key, **names, **outcome, settings=run.settings)
         progress.end(run, "diverged" if outcome["loss"] is None else f"val {outcome['loss']:.4f}")
 
@@ -312,6 +314,8 @@ def compare(study: Study, argv: list[str]) -> None:
     """Do what is missing of a study and write its report. Raises UserError where a run failed."""
     datasets = prepare_data(study)
     ledger = Ledger(study.out_dir / "runs.jsonl")
+    for note in notes_on_changed_neurons(study, ledger):
+        print_line(f"note      {note}")
     costs = count_costs(study, datasets, ledger)
     study = share_budget(study, costs)
     try:
@@ -323,7 +327,10 @@ def compare(study: Study, argv: list[str]) -> None:
         raise UserError(nothing_to_report(study, ledger, tunings, failed))
     from experiment import report  # after the runs: their processes import this file, and need no matplotlib
 
-    looked_at = key_of_looks(study, {name: data.identity for name, data in datasets.items()})
+    identities = {name: data.identity for name, data in datasets.items()}
+    looked_at = key_of_looks(study, identities)
+    if ledger.get("looks", former := key_of_looks(study, identities, by_file=True)):
+        looked_at = former
     notes = find_notes(study, ledger, comparisons, looked_at)
     for line in report.write(study, comparisons, tunings, notes, argv):
         print_line(line)

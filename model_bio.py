@@ -10,6 +10,7 @@ F = 4·C hidden features of the MLP, V = vocab_size, L = n_layer.
 
 import functools
 import hashlib
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -29,10 +30,11 @@ from kernels.cross_entropy import chunked_cross_entropy
 from kernels.decoding import STEP_OPTIONS, KVCache, pick_tokens
 from kernels.matmul import Linear
 from kernels.oscillation import oscillate, oscillate_gated
-from kernels.rotary import normalise, rotate
+from kernels.rotary import normalise, rope_tables, rotate
 
 LARGE_LOGITS = 2**25  # numbers in a batch's logits from which training takes its loss in chunks: 128 MiB in float32
 MLPS = (*ACTIVATIONS, "bio", "dendritic")
+OWN_NEURON = re.compile(r"(.+\.py):([A-Za-z_]\w*)(?:\((.*)\))?", re.DOTALL)  # file.py:Name(key=value), a user's class
 # Historic key -> (today's key, what its values mean). Only today's key is stored.
 HISTORIC = {
     "use_bio_mlp": ("mlp", {True: "bio", False: "gelu"}),
@@ -100,7 +102,7 @@ class GPTConfig:
         if self.dendritic_branches < 2 or not 0 < self.dendritic_beta_init < math.inf:
             given = f"dendritic_branches={self.dendritic_branches}, dendritic_beta_init={self.dendritic_beta_init}"
             raise ValueError(f"{given}: at least 2 branches compete, with a sharpness above 0")
-        if self.mlp not in MLPS and not re.fullmatch(r".+\.py:[A-Za-z_]\w*", self.mlp):
+        if self.mlp not in MLPS and not OWN_NEURON.fullmatch(self.mlp):
             raise ValueError(f"mlp={self.mlp!r} is unknown: choose one of {', '.join(MLPS)}, or file.py:ClassName")
         if isinstance(self.c_fc_std, float) and not 0 < self.c_fc_std < math.inf:
             raise ValueError(f"c_fc_std={self.c_fc_std} must be above 0")
@@ -109,11 +111,16 @@ class GPTConfig:
             if getattr(self, key) not in known:
                 raise ValueError(f"{key}={getattr(self, key)!r} is unknown: choose one of {', '.join(known)}")
 
-    def initial_c_fc_std(self) -> float:
-        """The standard deviation of c_fc's initial weights, whichever way c_fc_std says it."""
-        if self.c_fc_std == "unit":
+    def initial_c_fc_std(self, of_neuron: float | str | None = None) -> float:
+        """
+        The standard deviation of c_fc's initial weights, whichever way c_fc_std says it.
+
+        of_neuron: what a user's class says, likewise; it holds where the config says nothing.
+        """
+        std = of_neuron if self.c_fc_std is None else self.c_fc_std
+        if std == "unit":
             return 1 / math.sqrt(self.n_embd)
-        return 0.02 if self.c_fc_std is None else self.c_fc_std
+        return 0.02 if std is None else std
 
 
 class OscillatingNeuron(nn.Module):
@@ -244,6 +251,44 @@ def matched_hidden(config: GPTConfig, fan: int, vectors: int) -> int:
     return next((hidden for hidden in rounded if abs(hidden / exact - 1) < 0.008), rounded[-1])
 
 
+class OwnMLP(nn.Module):
+    """A user's module in place of both matrices: neuron -> dropout. (B, T, C) -> same."""
+
+    def __init__(self, config: GPTConfig, neuron: Callable[[int], nn.Module]):
+        super().__init__()
+        self.neuron = neuron(config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x):
+        return self.dropout(self.neuron(x))
+
+
+def build_own(neuron: Callable[..., nn.Module], config: GPTConfig, layer: int, features: int) -> nn.Module:
+    """
+    A user's module for layer number `layer`, which is to take (..., features).
+
+    Its class, or what custom_neuron.load_neuron makes of it, gets what its signature names of features, config and
+    layer; where that is nothing, as of nn.Identity, the number of features.
+    """
+    known = {"features": features, "config": config, "layer": layer}
+    signature = inspect.signature(neuron).parameters
+    named = {key: value for key, value in known.items() if key in signature}
+    return neuron(**named) if named else neuron(features)
+
+
+def own_features(neuron: Callable[..., nn.Module], config: GPTConfig) -> int:
+    """The size of the last dimension of what a user's module takes: c_fc's outputs, or C where it is the whole MLP."""
+    if stands_for_mlp(neuron):
+        return config.n_embd
+    fan = getattr(neuron, "fan", 1)
+    return 4 * config.n_embd if fan == 1 else fan * matched_hidden(config, fan, 0)
+
+
+def stands_for_mlp(neuron: Callable[..., nn.Module] | None) -> bool:
+    """Whether a user's class replaces the whole MLP, and not the neuron between its matrices alone."""
+    return getattr(neuron, "stands_for", None) == "mlp"
+
+
 class DendriticMLP(MLP):
     """
     No activation function: each hidden unit owns K affine branches that compete. (B, T, C) -> (B, T, C).
@@ -280,13 +325,6 @@ class DendriticMLP(MLP):
         winner = self.compete(x)[1].argmax(dim=-2).flatten(0, -2)  # (tokens, F)
         usage = torch.stack([(winner == k).float().mean(0) for k in range(self.branches)])
         return usage, torch.special.entr(usage).sum(0).exp()
-
-
-def rope_tables(block_size: int, head_width: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (block_size, head_width/2), of rotary positions (Su et al., 2021, base 10,000)."""
-    frequency = 10_000.0 ** (-torch.arange(0, head_width, 2) / head_width)
-    angle = torch.outer(torch.arange(block_size), frequency)
-    return angle.cos(), angle.sin()
 
 
 class CausalSelfAttention(nn.Module):
@@ -331,16 +369,19 @@ class CausalSelfAttention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)). (B, T, C) -> same; rope, extend and mask are attention's."""
 
-    def __init__(self, config: GPTConfig, neuron: Callable[[int], nn.Module] | None = None):
+    def __init__(self, config: GPTConfig, neuron: Callable[..., nn.Module] | None = None, layer: int = 0):
         super().__init__()
         self.ln_1 = make_norm(config)
         self.attn = CausalSelfAttention(config)
         self.ln_2 = make_norm(config)
+        build = functools.partial(build_own, neuron, config, layer)  # number of features -> the user's module
         own = {"bio": BioMLP, "dendritic": DendriticMLP}.get(config.mlp)
         if own:
             self.mlp = own(config)
+        elif stands_for_mlp(neuron):
+            self.mlp = OwnMLP(config, build)
         elif neuron is not None:
-            self.mlp = MLP(config, neuron)
+            self.mlp = MLP(config, build, getattr(neuron, "fan", 1))
         else:
             activation = ACTIVATIONS[config.mlp]
             self.mlp = MLP(config, activation.build, activation.fan)
@@ -375,11 +416,12 @@ def stable_seed(*parts: object) -> int:
 
 class GPT(nn.Module):
     """
-    config: GPTConfig. neuron: for mlp='file.py:Name', the class itself, called with the number of hidden features.
-    seed: of the initial weights; None takes torch's own (torch.manual_seed). See `_initialise` for what it promises.
+    config: GPTConfig. neuron: for mlp='file.py:Name', the user's class (see build_own); its attributes `fan`,
+    `stands_for` and `c_fc_std` say what it needs. seed: of the initial weights; None takes torch's own
+    (torch.manual_seed). See `_initialise` for what it promises.
     """
 
-    def __init__(self, config: GPTConfig, neuron: Callable[[int], nn.Module] | None = None, seed: int | None = None):
+    def __init__(self, config: GPTConfig, neuron: Callable[..., nn.Module] | None = None, seed: int | None = None):
         super().__init__()
         if (config.mlp not in MLPS) != (neuron is not None):
             what = "needs its class: GPT(config, neuron=...)" if neuron is None else "takes no neuron"
@@ -389,7 +431,7 @@ class GPT(nn.Module):
         if config.position == "learned":
             parts["wpe"] = nn.Embedding(config.block_size, config.n_embd)
         parts["drop"] = nn.Dropout(config.dropout)
-        parts["h"] = nn.ModuleList(Block(config, neuron) for _ in range(config.n_layer))
+        parts["h"] = nn.ModuleList(Block(config, neuron, layer) for layer in range(config.n_layer))
         parts["ln_f"] = make_norm(config)
         self.transformer = nn.ModuleDict(parts)
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
@@ -415,18 +457,20 @@ class GPT(nn.Module):
         Biases and b are 0, norms and snake's a 1, g and o of a gate and a dendrite's β as their class says. A user's
         neuron draws for itself, under a generator seeded by its name.
         """
-        users = {f"{name}." for name, _ in self.named_modules() if neuron and name.endswith("mlp.neuron")}
-        for prefix in users:
+        users = [f"transformer.h.{layer}.mlp.neuron." for layer in range(self.config.n_layer) if neuron]
+        for layer, prefix in enumerate(users):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(stable_seed(seed, prefix))
-                self.get_submodule(prefix[:-1]).load_state_dict(neuron(4 * self.config.n_embd).state_dict())
+                drawn = build_own(neuron, self.config, layer, own_features(neuron, self.config))
+                self.get_submodule(prefix[:-1]).load_state_dict(drawn.state_dict())
+        c_fc_std = self.config.initial_c_fc_std(getattr(neuron, "c_fc_std", None))
         for name, parameter in self.named_parameters():
             if any(name.startswith(prefix) for prefix in users):
                 continue
             last = name.rsplit(".", 1)[-1]
             mean, std = {"omega": (1.0, 0.1), "phi": (0.0, 0.1)}.get(last, (0.0, 0.02))
             if name.endswith("mlp.c_fc.weight"):
-                std = self.config.initial_c_fc_std()
+                std = c_fc_std
             if name.endswith("c_proj.weight"):
                 std /= math.sqrt(2 * self.config.n_layer)
             if parameter.dim() > 1 or last in ("omega", "phi"):
@@ -487,6 +531,12 @@ class GPT(nn.Module):
             return None, chunked_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), dtype)
         logits = self.lm_head(x)
         return logits, F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.reshape(-1), ignore_index=-1)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """What users' neurons add to the training loss after a forward pass, summed over layers; None for no such."""
+        neurons = [getattr(block.mlp, "neuron", None) for block in self.transformer.h]
+        losses = [neuron.auxiliary_loss().float() for neuron in neurons if hasattr(neuron, "auxiliary_loss")]
+        return torch.stack(losses).sum() if losses else None
 
     def limit_sampling(self, vocab_size: int) -> None:
         """Never sample an id of `vocab_size` or more: a tokenizer's own size, past which ids stand for nothing."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -56,7 +57,7 @@ from wiggle.files import write_json
 from wiggle.guarded_step import Diverged, GuardedOptimizer
 from wiggle.huggingface import is_pretrained
 from wiggle.lock import folder_lock
-from wiggle.optimizers import configure_optimizer
+from wiggle.optimizers import configure_optimizer, set_learning_rate
 from wiggle.out_of_memory import out_of_memory, out_of_memory_advice
 from wiggle.run_log import Metrics, RunLog, duration, print_line, start_wandb
 from wiggle.sampling import default_prompt, print_as_drawn
@@ -67,7 +68,7 @@ from wiggle.train_config import TrainConfig
 from wiggle.weights import grow_vocabulary
 
 Say = Callable[[str], None]  # prints a line
-BuildNeuron = Neuron | Callable[[int], nn.Module]  # number of features -> the module between c_fc and c_proj
+BuildNeuron = Neuron | Callable[..., nn.Module]  # a user's neuron, as GPT takes it
 
 
 @dataclass
@@ -391,17 +392,16 @@ def loop(run: Run) -> str | None:
             if taken is None:
                 save_and_say(run, stop.name)
                 return stop.name
-            loss, norm = taken
             run.step += 1
             bar.update()
             if run.step <= 20:
-                run.first_losses.append(loss)
+                run.first_losses.append(taken.loss)
 
             last = run.step == config.max_iters
             evaluating = last or run.step % config.eval_interval == 0
             logging = evaluating or run.step % config.log_interval == 0
             if logging:  # nothing but this and an evaluation waits for the device
-                figures = step_figures(run, loss, norm)
+                figures = step_figures(run, taken)
                 spent, steps = time.perf_counter() - clock, run.step - timed_from
                 run.seconds += spent
                 if timed_from > first:  # the first interval warms up, and is left out of the mean speed
@@ -414,6 +414,14 @@ def loop(run: Run) -> str | None:
     return None
 
 
+class Step(NamedTuple):
+    """What a step of training gives, on the device."""
+
+    loss: Tensor  # mean over its targets
+    norm: Tensor  # of the gradient
+    auxiliary: Tensor | None  # the mean of what users' neurons add to the loss; None where none adds
+
+
 def train_step(
     model: nn.Module,
     guarded: GuardedOptimizer,
@@ -424,17 +432,16 @@ def train_step(
     device: torch.device,
     dtype: torch.dtype,
     stopping: Callable[[], bool] = lambda: False,
-) -> tuple[Tensor, Tensor] | None:
+) -> Step | None:
     """
-    One step, without waiting for the device -> (mean loss of all its targets, gradient norm).
+    One step, without waiting for the device.
 
     stopping: asked before each micro-batch; where it says True the step is given up, as if it had never begun -> None.
     """
     rank, world = rank_and_world()
     micro_batches = config.micro_batches // world  # of this process
-    for group in guarded.optimizer.param_groups:
-        group["lr"] = lr
-    loss_sum = torch.zeros((), device=device)
+    set_learning_rate(guarded.optimizer, lr)
+    loss_sum, auxiliary_sum = torch.zeros((), device=device), None
     for micro in range(micro_batches):
         if stopping():
             guarded.optimizer.zero_grad(set_to_none=True)
@@ -447,22 +454,29 @@ def train_step(
             model.require_backward_grad_sync = micro == micro_batches - 1  # once a step is enough
         with autocast(device, dtype), attention_order(device):
             loss = model(*batch)[1] / (data.loss_divisor(first, config.batch_size, sequences) / world)
+            auxiliary = guarded.model.auxiliary_loss()
+        loss_sum += loss.detach()
+        if auxiliary is not None:  # of users' neurons: trained on, but no part of the loss that is logged and compared
+            loss = loss + auxiliary / micro_batches
+            auxiliary_sum = auxiliary.detach() / micro_batches + (0 if auxiliary_sum is None else auxiliary_sum)
         if world > 1:
             loss = loss + guarded.zero()
         guarded.scaler.scale(loss).backward()
-        loss_sum += loss.detach()
     loss = mean_over_processes(loss_sum)
-    return loss, guarded.step(loss, config.grad_clip or math.inf)
+    auxiliary = None if auxiliary_sum is None else mean_over_processes(auxiliary_sum)
+    whole = loss if auxiliary is None else loss + auxiliary
+    return Step(loss, guarded.step(whole, config.grad_clip or math.inf), auxiliary)
 
 
-def step_figures(run: Run, loss: Tensor, norm: Tensor) -> dict:
+def step_figures(run: Run, taken: Step) -> dict:
     """Wait for the step, and raise Diverged where the run is stuck -> what metrics.jsonl keeps of the step itself."""
     one_sequence = send_windows(run.data.batch(run.step, 1), run.machine.device)[0]
     layers = {"event_rate": event_rates(run.model, one_sequence), "beta": sharpness(run.model)}
-    loss, norm, (skipped, _) = loss.item(), norm.item(), run.guarded.skipped.tolist()
+    loss, norm, (skipped, _) = taken.loss.item(), taken.norm.item(), run.guarded.skipped.tolist()
     run.guarded.raise_if_stuck(run.step, loss, norm)
     layers = {key: v if v is None else [round(x, 4) for x in v.tolist()] for key, v in layers.items()}
-    return {"loss": loss, "grad_norm": norm, "skipped": skipped} | layers
+    added = {} if taken.auxiliary is None else {"auxiliary_loss": taken.auxiliary.item()}
+    return {"loss": loss} | added | {"grad_norm": norm, "skipped": skipped} | layers
 
 
 def log_step(run: Run, lr: float, figures: dict, step_seconds: float) -> None:
@@ -472,7 +486,8 @@ def log_step(run: Run, lr: float, figures: dict, step_seconds: float) -> None:
     speed, ms, peak = tokens_per_step / step_seconds, 1000 * step_seconds, peak_flops(run.machine.device)
     speeds = {"ms": round(ms, 2), "tokens_per_second": round(speed), "peak_mb": round(peak_memory(run.machine.device))}
     run.log.record(progress(run, lr) | figures | speeds)
-    line = f"loss {figures['loss']:.4f}  lr {lr:.2e}  {ms:.0f} ms  {speed / 1000:.1f}k tok/s"
+    added = f"  auxiliary {figures['auxiliary_loss']:.4f}" if "auxiliary_loss" in figures else ""
+    line = f"loss {figures['loss']:.4f}{added}  lr {lr:.2e}  {ms:.0f} ms  {speed / 1000:.1f}k tok/s"
     if peak:
         mfu = run.model.estimate_mfu(config.sequences_per_step, step_seconds, peak * run.processes.world)
         line += f"  mfu {100 * mfu:.1f} %"
@@ -578,6 +593,7 @@ def save(run: Run, best_too: bool) -> None:
         "best_val_loss": run.best,
         "eval_windows": len(run.data.fixed_windows("val", windows_of(run.config))),
         "neuron_sha256": getattr(run.neuron, "sha256", None),
+        "neuron_parts": getattr(run.neuron, "parts", None),
     }
     if best_too:
         checkpoint.save(out_dir / "best.pt", weights)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from model_bio import HISTORIC
+from model_bio import HISTORIC, stands_for_mlp
 from train import TrainConfig
 from wiggle import configurator, custom_neuron
 from wiggle.custom_neuron import Neuron
@@ -145,11 +145,29 @@ def spell(value: object) -> str:
 def parse_varied(text: str) -> tuple[str, list[str]]:
     """'key=a,b' -> (key in today's spelling, ['--key=a', '--key=b'])."""
     key, _, values = text.partition("=")
-    if not all(values.split(",")):
+    if not all(split_values(values)):
         raise UserError(f"{text!r} is not of the form KEY=A,B")
     if key not in TrainConfig.__dataclass_fields__:
         configurator.read_settings(TrainConfig, [f"--{text}"])  # raises, and names the nearest known key
-    return HISTORIC.get(key, (key,))[0], [f"--{key}={value}" for value in values.split(",")]
+    return HISTORIC.get(key, (key,))[0], [f"--{key}={value}" for value in split_values(values)]
+
+
+def split_values(text: str) -> list[str]:
+    """'a.py:TopK(share=0.1, k=2),gelu' -> its values, split at the commas outside of brackets and of quoted words."""
+    values, closing = [""], []  # closing: what ends each bracket or quotation that is open
+    for letter in text:
+        if letter == "," and not closing:
+            values.append("")
+            continue
+        values[-1] += letter
+        quoted = closing and closing[-1] in "'\""
+        if closing and letter == closing[-1]:
+            closing.pop()
+        elif letter in "([{" and not quoted:
+            closing.append({"(": ")", "[": "]", "{": "}"}[letter])
+        elif letter in "'\"" and closing and not quoted:  # outside of brackets it is an apostrophe in a path
+            closing.append(letter)
+    return values
 
 
 def resolve(words: list[str], flags: list[str], varied: list[str]) -> TrainConfig:
@@ -176,9 +194,10 @@ def resolve_machine(device: str, dtype: str, compile: bool | str) -> dict[str, s
     return {"device": str(machine.device), "dtype": name, "compile": machine.compiled}
 
 
-def unread(config: TrainConfig) -> set[str]:
-    """Keys that a model of this config never looks at."""
+def unread(config: TrainConfig, neuron: Neuron | None) -> set[str]:
+    """Keys that a model of this config, with this neuron of a user's, never looks at."""
     keys = set() if config.mlp == "bio" else {"bio_gate", "bio_threshold"}
+    keys |= {"c_fc_std"} if stands_for_mlp(neuron) else set()
     dendritic = {"dendritic_branches", "dendritic_beta", "dendritic_beta_init"}
     return keys if config.mlp == "dendritic" else keys | dendritic
 
@@ -221,11 +240,12 @@ def build_arms(varied_flags: list[tuple[str, list[str]]], words: list[str]) -> l
     varied, arms = [key for key, _ in varied_flags], []
     for flags in itertools.product(*(flags for _, flags in varied_flags)):
         config = resolve(words, flags, varied)
+        neuron = custom_neuron.load_neuron(config.mlp)
         settings = {key: getattr(config, key) for key in varied}
-        settings = {key: value for key, value in settings.items() if key not in unread(config)} or settings
+        settings = {key: value for key, value in settings.items() if key not in unread(config, neuron)} or settings
         if all(settings != arm.settings for arm in arms):
             name = " ".join(str(value).rpartition(".py:")[2] for value in settings.values())
-            arms.append(Arm(name, settings, config, custom_neuron.load_neuron(config.mlp)))
+            arms.append(Arm(name, settings, config, neuron))
         elif len(varied) == 1:
             raise UserError(f"--vary names one arm twice: {flags[0].removeprefix('--')}")
     if len({arm.name for arm in arms}) < len(arms):  # classes of one name in several files

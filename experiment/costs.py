@@ -84,8 +84,11 @@ def time_arms(study: Study, identities: dict[str, dict], ledger: Ledger) -> dict
     """
     keys = {}
     for arm in study.arms:
-        settings = settings_of(replace(arm.config, seed=0), arm.neuron, identities[arm.config.dataset])
-        keys[arm.name] = f"{key_of(settings)}-{study.threads}"
+        for by_file in (True, False):  # a user's neuron may be known to an older ledger by its file
+            settings = settings_of(replace(arm.config, seed=0), arm.neuron, identities[arm.config.dataset], by_file)
+            keys[arm.name] = f"{key_of(settings)}-{study.threads}"
+            if ledger.get("timing", keys[arm.name]):
+                break
     missing = [arm for arm in study.arms if not ledger.get("timing", keys[arm.name])]
     if missing and not study.options.report:
         control = study.arms[0]

@@ -24,6 +24,9 @@ class Run:
     settings: dict
     key: str
     spelled: str  # the point, as " at learning_rate=0.003"
+    former: dict | None = (
+        None  # settings by which a run of a user's neuron was known, its file's whole text one of them
+    )
 
     def __str__(self) -> str:
         return f"{self.arm.name}{self.spelled}, seed {self.seed}"
@@ -35,13 +38,20 @@ def make_run(study: Study, identity: dict, arm: Arm, stage: str, point: Point, s
     settings = settings_of(config, arm.neuron, identity)
     pairs = [f"{key}={spell(value)}" for key, value in zip(study.swept, point, strict=True)]
     spelled = f" at {', '.join(pairs)}" if pairs else ""
-    return Run(arm, stage, point, seed, config, settings, key_of(settings), spelled)
+    former = settings_of(config, arm.neuron, identity, by_file=True) if arm.neuron else None
+    return Run(arm, stage, point, seed, config, settings, key_of(settings), spelled, former)
 
 
-def settings_of(config: TrainConfig, neuron: Neuron | None, identity: dict) -> dict:
-    """What a run's outcome depends on, as plain values by key."""
-    settings = {key: value for key, value in asdict(config).items() if key not in BYSTANDERS | unread(config)}
-    settings |= {"mlp": f"{neuron.name} {neuron.sha256}"} if neuron else {}
+def settings_of(config: TrainConfig, neuron: Neuron | None, identity: dict, by_file: bool = False) -> dict:
+    """
+    What a run's outcome depends on, as plain values by key.
+
+    A user's neuron is known by its name, its arguments and its source with what that uses; by_file: by its file's whole
+    text, as older ledgers know it.
+    """
+    settings = {key: value for key, value in asdict(config).items() if key not in BYSTANDERS | unread(config, neuron)}
+    if neuron:
+        settings["mlp"] = f"{neuron.name} {neuron.file_sha256 if by_file else neuron.sha256}"
     return settings | {"data": identity}
 
 
@@ -79,9 +89,11 @@ class Ledger:
 
     def finished(self, run: Run) -> dict | None:
         """The record of a run that is done, or None. Keys that came later are at their defaults: see key_of."""
-        record = self.get(run.stage, run.key)
-        alike = record and all(record["settings"].get(key, value) == value for key, value in run.settings.items())
-        return record if alike else None
+        for settings in filter(None, (run.settings, run.former)):
+            record = self.get(run.stage, key_of(settings))
+            if record and all(record["settings"].get(key, value) == value for key, value in settings.items()):
+                return record
+        return None
 
     def add(self, kind: str, key: str, **content) -> None:
         record = self.records[kind, key] = {"kind": kind, "key": key, **content}
@@ -96,10 +108,14 @@ class Ledger:
                 os.fsync(file.fileno())
 
 
-def key_of_looks(study: Study, identities: dict[str, dict]) -> str:
-    """What the reports on these arms are known by, whatever the number of their seeds. identities: by dataset."""
+def key_of_looks(study: Study, identities: dict[str, dict], by_file: bool = False) -> str:
+    """
+    What the reports on these arms are known by, whatever the number of their seeds.
+
+    identities: by dataset. by_file: as in settings_of.
+    """
     arms = [
-        key_of(settings_of(replace(arm.config, seed=0), arm.neuron, identities[arm.config.dataset]))
+        key_of(settings_of(replace(arm.config, seed=0), arm.neuron, identities[arm.config.dataset], by_file))
         for arm in study.arms
     ]
     return key_of({"arms": arms, "swept": {key: list(map(spell, values)) for key, values in study.swept.items()}})

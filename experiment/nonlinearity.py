@@ -8,6 +8,7 @@ are compared in their scale, too. A report states it, and notes where arms diffe
 import numpy as np
 
 from experiment.arms import ArmResult
+from model_bio import stands_for_mlp
 
 FACTOR = 2.0  # between the starts of two arms, past which a reader is warned
 FIGURES = ("standard deviation of c_fc's output", "non-linear share of the MLP's hidden output")
@@ -17,9 +18,10 @@ def by_layer(result: ArmResult, moment: str) -> np.ndarray | None:
     """
     moment: 'start' or 'end' -> (layers, 2), each layer's two FIGURES, the mean over seeds.
 
-    None where the ledger is older than these figures, or no run ended.
+    None where the ledger is older than these figures, no run ended, or the arm has none (see telemetry.nonlinearities).
     """
     found = [run["nonlinearity"][moment] for run in result.runs.values() if run.get("nonlinearity")]
+    found = [layers for layers in found if layers]
     return np.mean(found, axis=0) if found else None
 
 
@@ -33,6 +35,8 @@ def nonlinearity_section(results: list[ArmResult]) -> list[str]:
             rows.append(f"| {result.arm.name} | {' | '.join(cells)} |")
     if not rows:
         return []
+    whole = [result.arm.name for result in results if stands_for_mlp(result.arm.neuron)]
+    left_out = [f"Left out, for a module in the MLP's place has no c_fc: {', '.join(whole)}.", ""] if whole else []
     return [
         "## How non-linear the arms are",
         "",
@@ -44,6 +48,7 @@ def nonlinearity_section(results: list[ArmResult]) -> list[str]:
         "| --- | --- | --- | --- | --- |",
         *rows,
         "",
+        *left_out,
     ]
 
 

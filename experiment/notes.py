@@ -6,6 +6,7 @@ from experiment.arms import Arm, Comparison, Study, at_edge, spell
 from experiment.contrasts import control_of, level_key, pair_with_controls
 from experiment.ledger import Ledger, settings_of
 from experiment.nonlinearity import notes_on_starts
+from experiment.own_neurons import notes_on_changed_neurons
 from train import TrainConfig
 
 
@@ -17,6 +18,7 @@ def find_notes(study: Study, ledger: Ledger, comparisons: list[Comparison], look
         notes.append("losses on different texts are not comparable, so no dataset gets a verdict: vary another key too")
     notes += notes_on_budget(study, comparisons[0])
     notes += notes_on_folder(study, ledger, looked_at)
+    notes += notes_on_changed_neurons(study, ledger)
     return notes + [
         note for comparison in comparisons for note in notes_on_starts(pair_with_controls(study, comparison.results))
     ]
@@ -64,9 +66,13 @@ def notes_on_budget(study: Study, comparison: Comparison) -> list[str]:
 
 def is_of(record: dict, arm: Arm) -> bool:
     """Whether a record of runs.jsonl is of an arm, whatever it was called where it was run first."""
-    settings, default = settings_of(arm.config, arm.neuron, {}), asdict(TrainConfig())
-    keys = set(arm.settings) & set(default | settings)  # a dataset is no setting: its identity is in the run's key
-    return all((default | record["settings"])[key] == (default | settings)[key] for key in keys)
+    default = asdict(TrainConfig())
+    for by_file in (False, True):
+        settings = settings_of(arm.config, arm.neuron, {}, by_file)
+        keys = set(arm.settings) & set(default | settings)  # a dataset is no setting: its identity is in the run's key
+        if all((default | record["settings"])[key] == (default | settings)[key] for key in keys):
+            return True
+    return False
 
 
 def notes_on_folder(study: Study, ledger: Ledger, looked_at: str) -> list[str]:

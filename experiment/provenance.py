@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from experiment.arms import ArmResult, Study, spell
+from experiment.own_neurons import identity_lines
 
 
 def command(study: Study, result: ArmResult) -> str:
@@ -35,6 +36,7 @@ def machine(study: Study) -> list[str]:
         f"- {platform.platform()}, {cpu}, {os.cpu_count()} cores{card}",
         f"- {study.threads} threads a process, {max(1, study.options.jobs)} at a time, {config.dtype}",
         f"- Python {platform.python_version()}, {packages}; code at commit {commit()}",
+        *identity_lines(study),
     ]
 
 

@@ -142,12 +142,15 @@ def train_and_judge(config: TrainConfig, neuron: Neuron | None, stage: str, keep
     }
 
 
-def nonlinearity(model: GPT, data: Dataset) -> list[list[float]]:
-    """By layer: the standard deviation of c_fc's output, and the share of the MLP that is not linear, on validation."""
+def nonlinearity(model: GPT, data: Dataset) -> list[list[float]] | None:
+    """
+    By layer: the standard deviation of c_fc's output, and the share of the MLP that is not linear, on validation; None
+    where a user's module stands for the MLP.
+    """
     windows = data.windows("val", data.fixed_windows("val", max(1, 4096 // data.block_size)))
     idx = send_windows(windows, model.lm_head.weight.device)[0]
     layers = nonlinearities(model, idx)
-    return [[round(layer.preactivation_std, 4), round(layer.share, 4)] for layer in layers]
+    return layers and [[round(layer.preactivation_std, 4), round(layer.share, 4)] for layer in layers]
 
 
 def half_of_windows(windows: int, block_size: int) -> np.ndarray:

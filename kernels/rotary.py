@@ -10,6 +10,13 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 
+def rope_tables(block_size: int, head_width: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (block_size, head_width/2), of rotary positions (Su et al., 2021, base 10,000)."""
+    frequency = 10_000.0 ** (-torch.arange(0, head_width, 2) / head_width)
+    angle = torch.outer(torch.arange(block_size), frequency)
+    return angle.cos(), angle.sin()
+
+
 def normalise(x: Tensor, eps: float = 1e-6) -> Tensor:
     """y = x / sqrt(mean(x²) + eps) over the last dimension, computed in float32. x: (..., D) -> same. No weights."""
     if torch.compiler.is_compiling():  # Inductor fuses the plain operations

@@ -82,7 +82,8 @@ def test_muon_goes_on_from_its_saved_state_to_the_same_weights():
 
 def test_muons_update_has_adamws_size():
     weight = nn.Parameter(torch.zeros(64, 32))
-    optimizer = Muon([weight], [{"params": [nn.Parameter(torch.zeros(1))]}], 0.5, (0.9, 0.99), 0.0, fused=False)
+    rest = [{"params": [nn.Parameter(torch.zeros(1))]}]
+    optimizer = Muon([{"params": [weight], "weight_decay": 0.0}], rest, 0.5, (0.9, 0.99), fused=False)
     weight.grad = torch.randn(64, 32)
     optimizer.step()
     assert weight.square().mean().sqrt().item() == pytest.approx(0.5 * 0.2, rel=0.25)  # lr times AdamW's usual RMS

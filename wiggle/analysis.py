@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from model_bio import GPT, MLP, BioMLP, DendriticMLP, OscillatingNeuron
+from model_bio import GPT, MLP, BioMLP, DendriticMLP, OscillatingNeuron, OwnMLP
 from wiggle.errors import UserError
 
 LINEAR = 0.1  # |ω| below which a neuron counts as linearised: over usual inputs its sine does not bend
@@ -85,13 +85,14 @@ def record_inputs(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list
         yield inputs
 
 
-def measure_oscillations(mlp: BioMLP | MLP, x: Tensor, text: Text) -> State:
+def measure_oscillations(mlp: BioMLP | MLP | OwnMLP, x: Tensor, text: Text) -> State:
     """x: (N, C), the inputs of an MLP that holds an OscillatingNeuron."""
     neurons = {name: module for name, module in mlp.named_modules() if isinstance(module, OscillatingNeuron)}
     gate = getattr(mlp, "sparse_gate", None)
     activation = mlp.oscillating if isinstance(mlp, BioMLP) else mlp.neuron
+    given = x[None] if isinstance(mlp, OwnMLP) else mlp.c_fc(x)  # a module in the MLP's place takes (B, T, C)
     with record_inputs(neurons.values()) as inputs:  # part by part: BioMLP.forward fuses them into one kernel
-        y = activation(mlp.c_fc(x))  # (N, F)
+        y = activation(given)  # (N, F)
         if gate is not None:
             gate(y)
     inputs = {name: torch.cat(inputs[neuron]).float() for name, neuron in neurons.items() if inputs[neuron]}

@@ -120,10 +120,10 @@ def step_peak(card: Card, model: GPT, called: nn.Module, windows: Tensor, dtype:
     batch = send_windows(windows, card.device)
     try:
         if called is not model:
-            forward_and_backward(called, batch, dtype)  # what compiling takes is not a step's
+            forward_and_backward(model, called, batch, dtype)  # what compiling takes is not a step's
         card.reset()
         for _ in range(2):  # the second adds to gradients that are there, as every micro-batch but a step's first does
-            forward_and_backward(called, batch, dtype)
+            forward_and_backward(model, called, batch, dtype)
         return card.peak()
     except RuntimeError as error:
         if not out_of_memory(error):
@@ -133,11 +133,11 @@ def step_peak(card: Card, model: GPT, called: nn.Module, windows: Tensor, dtype:
         model.zero_grad(set_to_none=True)
 
 
-def forward_and_backward(called: nn.Module, batch: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+def forward_and_backward(model: GPT, called: nn.Module, batch: tuple[Tensor, ...], dtype: torch.dtype) -> None:
     """Add a micro-batch's gradients to those that are there. batch: what the model is called with."""
     with autocast(batch[0].device, dtype), attention_order(batch[0].device):
-        loss = called(*batch)[1]
-    loss.backward()
+        loss, auxiliary = called(*batch)[1], model.auxiliary_loss()
+    (loss if auxiliary is None else loss + auxiliary).backward()
 
 
 def largest_at_most(size: int, sequences: int, peak_at: Callable[[int], float], budget: float) -> int:

@@ -14,12 +14,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from model_bio import GPT, Block, GPTConfig
+from model_bio import GPT, Block, GPTConfig, stands_for_mlp
 from wiggle.device import autocast, drain
 from wiggle.errors import UserError
 
 CPU = torch.device("cpu")
-Build = Callable[[int], nn.Module]  # a user's neuron: number of hidden features -> module
+Build = Callable[..., nn.Module]  # a user's neuron, as GPT takes it
 Pairs = dict[str, tuple[float, float]]  # what was counted or measured -> (of the model, of its GELU control)
 
 
@@ -38,7 +38,8 @@ def alarm(
     Raises UserError where parameters or FLOPs pass max_blowup times the control's; only_warn prints that instead. Time
     and memory only warn: they depend on the machine.
     """
-    say(f"          {'':<22}{config.mlp.rpartition(':')[2][:11]:>12}{'gelu':>12}{'ratio':>9}")
+    name = config.mlp.rpartition(".py:")[2]
+    say(f"          {'':<22}{name if len(name) < 12 else name[:9] + '..':>12}{'gelu':>12}{'ratio':>9}")
     counted = parameters_and_flops(config, neuron)
     for name, (own, control) in counted.items():
         say(f"          {name:<22}{own / 1e6:>11.2f}M{control / 1e6:>11.2f}M{own / control:>8.2f}x")
@@ -74,11 +75,11 @@ def parameters_and_flops(config: GPTConfig, neuron: Build | None = None) -> Pair
 
 def largest_addition(config: GPTConfig, neuron: Build | None = None) -> tuple[str, int]:
     """The part of a block with the most parameters that the control lacks -> (its name, their number in all layers)."""
-    added = Counter()
+    added, depth = Counter(), 1 if stands_for_mlp(neuron) else 2
     with torch.device("meta"):
         for sign, block in ((1, Block(config, neuron)), (-1, Block(replace(config, mlp="gelu")))):
             for name, parameter in block.named_parameters():
-                added[".".join(name.split(".")[:2])] += sign * parameter.numel() * config.n_layer
+                added[".".join(name.split(".")[:depth])] += sign * parameter.numel() * config.n_layer
     return added.most_common(1)[0]
 
 

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from model_bio import GPT, GPTConfig
+from wiggle.custom_neuron import Neuron, parse_spec
 from wiggle.dataset import read_meta
 from wiggle.errors import UserError, plausible
 from wiggle.files import atomic_write, known_beginning, reading, writing
 from wiggle.huggingface import is_pretrained, load_pretrained
+from wiggle.neuron_identity import changes
 from wiggle.run_log import print_line
 from wiggle.seal import Hashing, append_seal, seal_holds
 from wiggle.tokenizer import GPT2Tokenizer, Tokenizer, from_identity
@@ -152,7 +154,7 @@ def translate(weights: dict, args: dict) -> tuple[dict, dict, str]:
     return weights, args, "WiggleGPT" if "mlp" in args else "nanoGPT"
 
 
-def check_neuron(path: Path, content: dict, neuron: Callable[[int], nn.Module] | None) -> None:
+def check_neuron(path: Path, content: dict, neuron: Callable[..., nn.Module] | None) -> None:
     """Raise UserError unless `neuron` is the user's own one that a checkpoint's content was trained with, if any."""
     mlp, recorded = str(content["model_args"].get("mlp")), content.get("neuron_sha256")
     recorded = recorded if isinstance(recorded, str) else None
@@ -165,18 +167,21 @@ def check_neuron(path: Path, content: dict, neuron: Callable[[int], nn.Module] |
             f"{path} has a neuron of your own, {mlp}, which no checkpoint holds: name it, by --mlp in train.py, by "
             "--neuron in sample_bio.py and analyze_bio.py; export.py has no place for it"
         )
-    given = getattr(neuron, "sha256", recorded)  # a bare class has none
-    if recorded not in (None, given):
-        raise UserError(
-            f"{path} was trained with {mlp} of SHA-256 {recorded[:12]}..., but the file given has {given[:12]}...: "
-            "restore the file as it was"
-        )
-    if recorded and getattr(neuron, "name", "") not in ("", mlp.rpartition(":")[2]):
+    if recorded is None or not isinstance(neuron, Neuron):  # a bare class has no hash
+        return
+    if neuron.name != parse_spec(mlp).name:
         raise UserError(f"{path} was trained with {mlp}, not with {neuron.name}")
+    if recorded not in (neuron.sha256, neuron.file_sha256):
+        before = content.get("neuron_parts")
+        changed = ", ".join(changes(before, neuron.parts)) if isinstance(before, dict) else "its file"
+        raise UserError(
+            f"{path} was trained with {mlp} of SHA-256 {recorded[:12]}..., and the class given has "
+            f"{neuron.sha256[:12]}... (changed since: {changed}): restore it as it was"
+        )
 
 
 def build_model(
-    path: str | Path, content: dict, neuron: Callable[[int], nn.Module] | None = None, **overrides
+    path: str | Path, content: dict, neuron: Callable[..., nn.Module] | None = None, **overrides
 ) -> tuple[GPT, str]:
     """The content of the checkpoint at `path` -> (model with its weights, origin). The rest as in load_model."""
     with plausible(path):
@@ -188,7 +193,7 @@ def build_model(
 def load_model(
     path: str | Path,
     device: str | torch.device = "cpu",
-    neuron: Callable[[int], nn.Module] | None = None,
+    neuron: Callable[..., nn.Module] | None = None,
     **overrides,
 ) -> tuple[GPT, dict]:
     """

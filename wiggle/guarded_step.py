@@ -18,7 +18,10 @@ class GuardedOptimizer:
 
     The device decides whether to step, so that the host does not wait for it (torch's Adafactor cannot be told on the
     device, and waits). Once `limit` steps in a row were skipped all further ones are, so that the weights do not depend
-    on how often a run calls `raise_if_stuck`. skipped: (2,) int64 on the device, steps skipped in all and in a row.
+    on how often a run calls `raise_if_stuck`.
+
+    model: as it is saved, neither compiled nor wrapped. skipped: (2,) int64 on the device, steps skipped in all and in
+    a row.
     """
 
     def __init__(
@@ -29,7 +32,7 @@ class GuardedOptimizer:
         dtype: torch.dtype,
         limit: int = 10,
     ):
-        self.optimizer = optimizer
+        self.model, self.optimizer = model, optimizer
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

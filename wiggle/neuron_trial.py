@@ -1,12 +1,13 @@
 """The trial of a user's neuron: what would spoil a run, silently or not, is refused with the reason."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from wiggle.errors import UserError
+from wiggle.neuron_offers import check_module
 
 SHAPE = 2, 4  # sequences and tokens of a trial; an even number of tokens, so that a flip moves each of them
 # Largest difference of two outputs, relative to the largest number in them, that is put down to float32's rounding.
@@ -26,28 +27,33 @@ def explained(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {type(error).__name__}: {reason}") from None
 
 
-def try_neuron(mlp: str, build: Callable[[int], nn.Module], features: int) -> None:
+def try_neuron(mlp: str, build: Callable[[], nn.Module], features: int, fan: int = 1) -> None:
     """
     Raise UserError, with the reason, where the class would spoil a run, silently or not. Tried on the CPU in float32:
 
     - one seed gives one start, and no two copies share a tensor;
-    - forward and backward run in training mode, keep shape and dtype, and make no parameter or buffer;
+    - what it says of itself is spelt rightly and of the right type (see wiggle.neuron_offers);
+    - forward and backward run in training mode, keep shape and dtype, and make no parameter or buffer; an auxiliary
+      loss is a scalar that has a gradient;
     - in eval mode the output is a function of the input and the state_dict, so that a loaded model is the saved one;
     - each token is treated by itself, in training mode too: else the model would see the tokens that it is to predict.
+
+    features: the last dimension of what the module takes; fan: how many times that of what it gives.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.enable_grad():
         with explained(f"{mlp} cannot be built with {features} features"):
-            first, again, other = (seeded(seed, build, features) for seed in (0, 0, 1))
+            first, again, other = (seeded(seed, build) for seed in (0, 0, 1))
             check_start(mlp, first, again, other)
+            check_module(mlp, first)
         torch.manual_seed(0)
         x = torch.randn(*SHAPE, features)
         with explained(f"{mlp} with {features} features fails in training mode on a tensor of shape {tuple(x.shape)}"):
-            check_training(mlp, first, x)
+            check_training(mlp, first, x, fan)
         with explained(f"{mlp} with {features} features fails in eval mode on a tensor of shape {tuple(x.shape)}"):
             check_state(mlp, first, other, x)
             for mode in ("training", "eval"):
                 check_tokens(mlp, first.train(mode == "training"), x, mode)
-        check_places(mlp, first.eval(), x)
+        check_places(mlp, first.eval(), x, fan)
 
 
 def seeded(seed: int, function: Callable, *arguments):
@@ -72,11 +78,11 @@ def check_start(mlp: str, first: nn.Module, again: nn.Module, other: nn.Module) 
         raise UserError(f"{mlp} shares a tensor among all its copies, layers and models: make it in __init__")
 
 
-def check_training(mlp: str, neuron: nn.Module, x: Tensor) -> None:
+def check_training(mlp: str, neuron: nn.Module, x: Tensor, fan: int) -> None:
     """Take two steps of training, which may change parameters and buffers, but not which there are."""
     before = {name: tuple(t.shape) for name, t in neuron.state_dict().items()}
     for _ in range(2):
-        train_once(mlp, neuron, x)
+        train_once(mlp, neuron, x, fan)
         with torch.no_grad():
             for parameter in neuron.parameters():
                 if parameter.requires_grad:
@@ -85,16 +91,42 @@ def check_training(mlp: str, neuron: nn.Module, x: Tensor) -> None:
         raise UserError(f"{mlp} makes or reshapes parameters or buffers in forward: make them in __init__")
 
 
-def train_once(mlp: str, neuron: nn.Module, x: Tensor) -> None:
-    """One forward and backward pass in training mode; the output must be like x in shape and dtype."""
+def train_once(mlp: str, neuron: nn.Module, x: Tensor, fan: int) -> None:
+    """One forward and backward pass in training mode; the output must be like x in shape, but for fan, and in dtype."""
     y = neuron.train()(x.clone().requires_grad_() * 1)  # no leaf: a neuron may work in place, as on c_fc's output
     got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-    if got != tuple(x.shape):
-        raise UserError(f"{mlp} must map {tuple(x.shape)} to the same shape, (..., features), but gives {got}")
+    if got != due_shape(x.shape, fan):
+        raise UserError(wrong_shape(mlp, x.shape, got, fan))
     if y.dtype not in (x.dtype, torch.float32):
         raise UserError(f"{mlp} must give numbers of its input's type, {x.dtype}, but gives {y.dtype}: y.to(x.dtype)")
-    if y.requires_grad:
-        y.float().sum().backward()
+    loss = y.float().sum()
+    if hasattr(neuron, "auxiliary_loss"):
+        loss = loss + checked_auxiliary_loss(mlp, neuron)
+    if loss.requires_grad:
+        loss.backward()
+
+
+def due_shape(shape: Iterable[int], fan: int) -> tuple[int, ...]:
+    """The shape of what a neuron must give for an input of this shape."""
+    *outer, features = shape
+    return (*outer, features // fan)
+
+
+def wrong_shape(mlp: str, shape: Iterable[int], got: object, fan: int) -> str:
+    """The sentence for an output of the wrong shape or type."""
+    due = "the same shape, (..., features)" if fan == 1 else f"{due_shape(shape, fan)}, as fan={fan} says"
+    return f"{mlp} must map {tuple(shape)} to {due}, but gives {got}"
+
+
+def checked_auxiliary_loss(mlp: str, neuron: nn.Module) -> Tensor:
+    """What auxiliary_loss() gives after a forward pass in training mode; UserError unless training can use it."""
+    loss = neuron.auxiliary_loss()
+    if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
+        got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"{mlp} has an auxiliary_loss that gives {got}: it must be a scalar tensor, as of mean()")
+    if not loss.requires_grad:
+        raise UserError(f"{mlp} has an auxiliary_loss without gradient, which trains nothing: leave out detach()")
+    return loss.float()
 
 
 def check_state(mlp: str, neuron: nn.Module, other: nn.Module, x: Tensor) -> None:
@@ -124,7 +156,7 @@ def check_tokens(mlp: str, neuron: nn.Module, x: Tensor, mode: str) -> None:
     changed[tokens[1]] = 3 * torch.randn_like(x[0, 0])
     before, after = (output_from(neuron, state, t.clone().requires_grad_()).detach() for t in (x, changed))
     mixes = any(differ(before[token], after[token], REPEATED) for token in tokens if token != tokens[1])
-    weights = torch.randn_like(x)
+    weights = torch.randn_like(before)
     for token in tokens:
         leaf = x.clone().requires_grad_()
         y = output_from(neuron, state, leaf)
@@ -146,7 +178,7 @@ def output_from(neuron: nn.Module, state: dict[str, Tensor], leaf: Tensor) -> Te
     return seeded(3, neuron, leaf * 1)
 
 
-def check_places(mlp: str, neuron: nn.Module, x: Tensor) -> None:
+def check_places(mlp: str, neuron: nn.Module, x: Tensor, fan: int) -> None:
     """A token must give the same wherever it stands, alone as well: text is generated token by token."""
     tokens, features = x.shape[:-1].numel(), x.size(-1)
     with torch.no_grad():
@@ -155,8 +187,7 @@ def check_places(mlp: str, neuron: nn.Module, x: Tensor) -> None:
             these = x.reshape(tokens, features)[: shape[0] * shape[1]]
             with explained(f"{mlp} with {features} features fails in eval mode on a tensor of shape {shape}"):
                 y = neuron(these.reshape(shape).clone())
-            if y.shape != shape:
-                got = tuple(y.shape)
-                raise UserError(f"{mlp} must map {shape} to the same shape, (..., features), but gives {got}")
-            if differ(expected[: len(these)], y.view_as(these), RESHAPED):
+            if y.shape != due_shape(shape, fan):
+                raise UserError(wrong_shape(mlp, shape, tuple(y.shape), fan))
+            if differ(expected[: len(these)], y.flatten(0, 1), RESHAPED):
                 raise UserError(f"{mlp} gives a token another output at another place: it must see the token alone")

@@ -4,9 +4,10 @@ import math
 from collections import defaultdict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model_bio import GPT
+from wiggle.neuron_offers import Treatment, treatments
 
 
 def configure_optimizer(
@@ -21,24 +22,45 @@ def configure_optimizer(
     The optimizer of a model: 'adamw', 'adafactor' or 'muon'.
 
     Matrices and embeddings are decayed; biases, norms, and what neurons learn of each feature (ω, φ, b, g, o, a, β) are
-    not. device_type: 'cuda', 'cpu' or 'mps'. Raises ValueError for an unknown optimizer_type.
+    not, unless a user's neuron says otherwise (`parameter_options`). device_type: 'cuda', 'cpu' or 'mps'. Raises
+    ValueError for an unknown optimizer_type.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    if optimizer_type not in ("adamw", "adafactor", "muon"):
+        raise ValueError(f"optimizer_type={optimizer_type!r} is unknown: choose one of adamw, adafactor, muon")
+    matrices, rest = parameter_groups(model, weight_decay, muon=optimizer_type == "muon")
     if optimizer_type == "adafactor":  # Shazeer and Stern, 2018: a row and a column for each matrix's two moments
-        return torch.optim.Adafactor(groups, lr=learning_rate)
+        return torch.optim.Adafactor(rest, lr=learning_rate)
     fused = device_type in ("cuda", "cpu", "mps")
     if optimizer_type == "muon":
-        matrices = [p for p in model.transformer.h.parameters() if p.requires_grad and p.dim() == 2]
-        taken = set(map(id, matrices))
-        groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in taken]
-        return Muon(matrices, groups, learning_rate, betas, weight_decay, fused)
-    if optimizer_type != "adamw":
-        raise ValueError(f"optimizer_type={optimizer_type!r} is unknown: choose one of adamw, adafactor, muon")
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
+        return Muon(matrices, rest, learning_rate, betas, fused)
+    return torch.optim.AdamW(rest, lr=learning_rate, betas=betas, fused=fused)
+
+
+def parameter_groups(model: GPT, weight_decay: float, muon: bool) -> tuple[list[dict], list[dict]]:
+    """
+    The parameter groups of a model -> (those that Muon orthogonalises, the others).
+
+    The usual groups come first: Muon's matrices; what is decayed, what is not. Further ones follow from what users'
+    neurons say of their parameters. A group's learning rate is the run's times its learning_rate_scale: see
+    set_learning_rate.
+    """
+    sorted_out = {Treatment(True, 1.0, True): [], Treatment(True, 1.0, False): [], Treatment(False, 1.0, False): []}
+    parameters = dict(model.named_parameters())
+    for name, treatment in treatments(model).items():
+        treatment = treatment._replace(orthogonalise=treatment.orthogonalise and muon)
+        sorted_out.setdefault(treatment, []).append(parameters[name])
+    groups = {True: [], False: []}
+    for treatment, members in sorted_out.items():
+        group = {"params": members, "weight_decay": weight_decay * treatment.decay}
+        scale = {"learning_rate_scale": treatment.learning_rate_scale}
+        groups[treatment.orthogonalise].append(group | scale)
+    return groups[True], groups[False]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give each parameter group the run's learning rate, times its own scale where a user's neuron asks for one."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("learning_rate_scale", 1.0)
 
 
 @torch.no_grad()
@@ -85,38 +107,40 @@ class Muon(torch.optim.Optimizer):
     The factor makes updates as large as AdamW's, so that one learning rate and decay serve both (Liu et al., 2025). A
     matrix keeps one moment where AdamW keeps two. betas[0] is the momentum, in Nesterov's form, and AdamW's first beta.
 
-    matrices: parameters with two dimensions. rest: parameter groups for torch's AdamW. On a card the attribute
+    matrices: groups of parameters with two dimensions. rest: groups for torch's AdamW. On a card the attribute
     `found_inf` says whether to skip a step, as for torch's fused optimizers, so that the host need not wait to know.
     """
 
-    def __init__(
-        self,
-        matrices: list[nn.Parameter],
-        rest: list[dict],
-        lr: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        fused: bool,
-    ):
+    def __init__(self, matrices: list[dict], rest: list[dict], lr: float, betas: tuple[float, float], fused: bool):
         self.adamw = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=fused)
-        super().__init__([{"params": matrices, "weight_decay": weight_decay, "momentum": betas[0]}], {"lr": lr})
+        super().__init__([group | {"momentum": betas[0]} for group in matrices], {"lr": lr})
+        self.matrix_groups = len(matrices)
         self.param_groups += self.adamw.param_groups
         self.adamw.state = self.state  # one state for both, so that a checkpoint holds both
-        self._step_supports_amp_scaling = any(p.is_cuda for p in matrices)  # the attribute that GradScaler looks for
+        self._step_supports_amp_scaling = any(
+            p.is_cuda for group in matrices for p in group["params"]
+        )  # for GradScaler
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Take the momentum of matrices, and AdamW's state of the rest."""
         super().load_state_dict(state_dict)
-        self.adamw.param_groups, self.adamw.state = self.param_groups[1:], self.state
+        self.adamw.param_groups, self.adamw.state = self.param_groups[self.matrix_groups :], self.state
 
     @torch.no_grad()
     def step(self) -> None:
         """Move the matrices against their orthogonalised momentum, and the rest as AdamW does."""
-        group, rate = self.param_groups[0], self.param_groups[0]["lr"]
         skip = self.found_inf > 0 if self._step_supports_amp_scaling else None
         if skip is not None:
-            rate = rate * ~skip  # a step of length 0 along the momentum, which stays what it is
             self.adamw.grad_scale, self.adamw.found_inf = None, self.found_inf
+        for group in self.param_groups[: self.matrix_groups]:
+            self._step_matrices(group, skip)
+        self.adamw.step()
+
+    def _step_matrices(self, group: dict, skip: Tensor | None) -> None:
+        """Move the matrices of a group. skip: on a card, whether not to."""
+        rate = group["lr"]
+        if skip is not None:
+            rate = rate * ~skip  # a step of length 0 along the momentum, which stays what it is
         alike = defaultdict(list)  # by shape: matrices of one shape are orthogonalised together
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -134,4 +158,3 @@ class Muon(torch.optim.Optimizer):
             updates = orthogonalise(torch.stack(ahead)).unbind()
             torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
             torch._foreach_add_(parameters, torch._foreach_mul(updates, -rate * 0.2 * math.sqrt(max(shape))))
-        self.adamw.step()

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 
 from kernels.cross_entropy import chunk_bytes
-from model_bio import GPT, LARGE_LOGITS
+from model_bio import GPT, LARGE_LOGITS, OwnMLP
 from wiggle.device import Card
 from wiggle.distributed import rank_and_world
+from wiggle.neuron_offers import treatments
 from wiggle.train_config import TrainConfig
 
 GIB = 2**30
@@ -39,11 +40,13 @@ def out_of_memory_advice(config: TrainConfig, model: GPT, device: torch.device, 
         cures.append(f"lower batch_size to {size} (gradient_accumulation_steps={steps} keeps the step{measured})")
     if not model.config.gradient_checkpointing:
         cures.append(f"set gradient_checkpointing=True (about {batch * takes.spared / GIB:.3g} GiB less)")
+    own = isinstance(model.transformer.h[0].mlp, OwnMLP)
+    counted = f", {model.config.mlp} counted as GELU's MLP" if own else ""
     cures.append("or lower block_size" if cures else "lower block_size, for gradient_checkpointing=True is set already")
     return (
         f"out of memory on {where}: batch_size={batch} x block_size={model.config.block_size} takes about "
         f"{(takes.fixed + batch * takes.sequence) / GIB:.3g} GiB ({takes.sequence / GIB:.3g} a sequence, "
-        f"{takes.fixed / GIB:.3g} fixed); {', '.join(cures)}"
+        f"{takes.fixed / GIB:.3g} fixed{counted}); {', '.join(cures)}"
     )
 
 
@@ -73,7 +76,9 @@ def estimated_bytes(
     copies = b if b < 4 else 0
     turned = 2 if c.qk_norm or c.position == "rope" else 0  # q and k once more
     block = 8 * c.n_embd + 16 + (6 + turned) * b * c.n_embd + 4 * c.n_head + 2 * c.n_embd * (c.dropout > 0)
-    hidden = b * (mlp.c_fc.out_features + mlp.c_proj.in_features)
+    hidden = 8 * b * c.n_embd  # GELU's, where a user's module stands for the MLP: what that keeps is not known
+    if not isinstance(mlp, OwnMLP):
+        hidden = b * (mlp.c_fc.out_features + mlp.c_proj.in_features)
     working = hidden + 8 * c.n_embd
     kept = c.n_layer * (block + hidden) + working + (4 + b) * c.n_embd + 8
     recomputed = c.n_layer * 4 * c.n_embd + working + block + hidden
@@ -94,12 +99,13 @@ def optimizer_state_bytes(model: GPT, optimizer_type: str) -> int:
     AdamW keeps two numbers a weight; Muon one for each weight of a block's matrices; Adafactor a row and a column for
     a matrix.
     """
-    numbers = 0
-    for name, p in model.named_parameters():
+    numbers, parameters = 0, dict(model.named_parameters())
+    for name, treatment in treatments(model).items():
+        p = parameters[name]
         if optimizer_type == "adafactor":
             numbers += sum(p.shape) if p.dim() > 1 else p.numel()
         else:
-            numbers += p.numel() * (1 if optimizer_type == "muon" and p.dim() == 2 and ".h." in name else 2)
+            numbers += p.numel() * (1 if optimizer_type == "muon" and treatment.orthogonalise else 2)
     return 4 * numbers
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from model_bio import GPT
+from model_bio import GPT, OwnMLP
 
 
 @torch.no_grad()
@@ -49,13 +49,17 @@ class Nonlinearity(NamedTuple):
 
 
 @torch.no_grad()
-def nonlinearities(model: GPT, idx: torch.Tensor) -> list[Nonlinearity]:
+def nonlinearities(model: GPT, idx: torch.Tensor) -> list[Nonlinearity] | None:
     """
     How non-linear each layer's MLP is on idx (B, T): a list over layers, for every kind of MLP with c_fc and c_proj.
+
+    None where a user's module stands for the MLP, and has no pre-activations that one could find.
 
     A hidden unit's own pre-activations are the rows of c_fc that it reads: one, two where it is gated, K where it is a
     dendrite. A share of 0 means that the MLP is linear, and 1 that no unit is: an even function of normal input.
     """
+    if isinstance(model.transformer.h[0].mlp, OwnMLP):
+        return None
     caught, hooks = [], []
     for block in model.transformer.h:
         layer = {}

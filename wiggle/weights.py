@@ -10,7 +10,7 @@ from model_bio import GPT, GPTConfig
 
 
 def model_with_weights(
-    config: GPTConfig, weights: Mapping[str, torch.Tensor], neuron: Callable[[int], nn.Module] | None = None
+    config: GPTConfig, weights: Mapping[str, torch.Tensor], neuron: Callable[..., nn.Module] | None = None
 ) -> GPT:
     """
     Build the GPT that `config` describes and give it `weights`, named as in its state dict.
@@ -19,20 +19,33 @@ def model_with_weights(
     missing, surplus, of another shape, no floating-point number or not finite, and for a head that is not tied to the
     token embedding; RuntimeError where the weights do not fit `neuron`.
     """
-    check_weights(config, weights, neuron is not None)
+    check_weights(config, weights, neuron)
     model = GPT(config, neuron)
     model.load_state_dict(weights)
     return model
 
 
-def check_weights(config: GPTConfig, weights: Mapping[str, torch.Tensor], own_neuron: bool) -> None:
+class Placeholder:
+    """Stands for a user's class: asks for the same matrices around it, and has no weights itself."""
+
+    def __init__(self, neuron: Callable[..., nn.Module]):
+        self.fan, self.stands_for = getattr(neuron, "fan", 1), getattr(neuron, "stands_for", None)
+
+    def __call__(self, features: int) -> nn.Module:
+        return nn.Identity()
+
+
+def check_weights(
+    config: GPTConfig, weights: Mapping[str, torch.Tensor], neuron: Callable[..., nn.Module] | None
+) -> None:
     """Raise model_with_weights's ValueErrors, before anything of the size that `config` claims is allocated."""
     layers = len({name.split(".")[2] for name in weights if name.startswith("transformer.h.")})
     if layers != config.n_layer:
         raise ValueError(f"it has the weights of {layers} layers, and n_layer={config.n_layer}")
+    own_neuron = neuron is not None
     with torch.device("meta"):
         # Not every class of a user's can be built without memory, and load_state_dict checks its weights by itself.
-        expected = GPT(config, nn.Identity if own_neuron else None).state_dict()
+        expected = GPT(config, Placeholder(neuron) if own_neuron else None).state_dict()
     for name in expected | weights:
         if own_neuron and ".mlp.neuron." in name:
             continue
