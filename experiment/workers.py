@@ -71,7 +71,7 @@ def planned_neuron(mlp: str, sha256: str | None) -> Neuron | None:
     """The user's neuron that mlp names, if any. Raises UserError where its file is not the planned one."""
     neuron = custom_neuron.load_neuron(mlp)
     if neuron and sha256 and neuron.sha256 != sha256:
-        file = mlp.rpartition(":")[0]
+        file = custom_neuron.parse_spec(mlp).file
         raise UserError(
             f"{file} was edited while the comparison ran: undo that, or start the command again, which takes the new "
             "text as another neuron"

@@ -517,7 +517,7 @@ def test_a_neuron_that_is_edited_while_the_study_runs_ends_its_runs_with_a_sente
     def edit_after_the_first(config, neuron=None):
         result = real(config, neuron)
         if len(calls) == 2:
-            (tmp_path / "mine.py").write_text(RELU + "\n# edited\n")
+            (tmp_path / "mine.py").write_text(RELU.replace("__init__()", "__init__(inplace=False)"))
         return result
 
     monkeypatch.setattr(workers, "train", edit_after_the_first)

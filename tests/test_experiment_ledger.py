@@ -23,8 +23,8 @@ def test_a_runs_key_is_of_what_changes_its_outcome():
         key("--c_fc_std=0.04"),
         key("--c_fc_std=unit"),
         key(data="b"),
-        key(neuron=Neuron("A", "1", None)),
-        key(neuron=Neuron("A", "2", None)),
+        key(neuron=Neuron("a.py:A", "1", None)),
+        key(neuron=Neuron("a.py:A", "2", None)),
     ]
     assert len({key(), *others}) == 1 + len(others)
 
