@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wiggle import bulk, encoders, readers
-from wiggle.bulk import JOURNAL, ReadAhead, prepare_bulk, split_hash
+from wiggle import bulk, bulk_writer, encoders, readers
+from wiggle.bulk import JOURNAL, prepare_bulk
+from wiggle.bulk_journal import Journal
 from wiggle.bulk_sources import find_bulk_corpus
+from wiggle.bulk_writer import split_hash
 from wiggle.dataset import Dataset
 from wiggle.errors import UserError
 from wiggle.lock import folder_lock
@@ -32,7 +34,7 @@ DOCUMENTS = [" ".join(DRAW.choices(WORDS, k=DRAW.randint(1, 120))) + f" {number}
 def small_steps(monkeypatch):
     """Chunks of a few documents, each of which is recorded at once."""
     monkeypatch.setattr(readers, "CHUNK", 5000)
-    monkeypatch.setattr(bulk, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(bulk_writer, "COMMIT_SECONDS", 0)
 
 
 @pytest.fixture
@@ -125,7 +127,7 @@ def test_a_large_vocabulary_is_stored_in_uint32(tmp_path, texts, monkeypatch):
         def identity(self):
             return {"kind": "byte", "vocab_size": 256}
 
-    monkeypatch.setitem(bulk.TOKENIZERS, "byte", LargeTokenizer)
+    monkeypatch.setitem(bulk_writer.TOKENIZERS, "byte", LargeTokenizer)
     monkeypatch.setattr(bulk, "make_encoder", lambda *args: Large())
     folder = prepare(texts, tmp_path)
     data = Dataset(folder, 16, 1)
@@ -215,7 +217,7 @@ class Stopped(BaseException):
 
 def stop_after(monkeypatch, batches, error=Stopped):
     """Let the next preparation end after so many batches are written."""
-    write, left = bulk.Preparation._write, [batches]
+    write, left = bulk_writer.Preparation._write, [batches]
 
     def limited(self, batch):
         if not left[0]:
@@ -223,7 +225,7 @@ def stop_after(monkeypatch, batches, error=Stopped):
         left[0] -= 1
         write(self, batch)
 
-    monkeypatch.setattr(bulk.Preparation, "_write", limited)
+    monkeypatch.setattr(bulk_writer.Preparation, "_write", limited)
 
 
 def half_done(texts, data_dir, monkeypatch, batches=7, **settings):
@@ -314,21 +316,8 @@ def test_an_interrupted_preparation_says_how_to_go_on(tmp_path, texts, monkeypat
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 3, KeyboardInterrupt)
         prepare(texts, tmp_path / "data")
-    done = bulk.Journal(tmp_path / "data" / "texts" / JOURNAL).state.total_documents
+    done = Journal(tmp_path / "data" / "texts" / JOURNAL).state.total_documents
     assert f"stopped  after {done:,} documents: the same command goes on from here" in capsys.readouterr().out and done
-
-
-def test_progress_tells_documents_tokens_speed_and_the_time_left(tmp_path):
-    files = readers.FileSequence(["a", "b"], [600, 400])
-    progress = bulk.Progress(files, bulk.Limits(), bulk.State(), expected=2000)
-    progress.start_share = 0.0
-    state = bulk.State(tokens={"train": 9000, "val": 1000}, documents={"train": 90, "val": 10})
-    state.text_bytes = {"train": 39_000_000, "val": 1_000_000}
-    line = progress.line(state, share=0.25, seconds=20.0)
-    assert line == "100 of 2,000 documents, 10,000 tokens, 2.0 MB/s, 25%, 0:01:00 left"
-    assert progress._share(state, done=500) == 0.5
-    progress.limits = bulk.Limits(max_tokens=12_500)
-    assert progress._share(state, done=500) == 0.8
 
 
 def test_standard_input_goes_on_if_the_same_text_is_piped_again(tmp_path, monkeypatch):
@@ -353,9 +342,9 @@ def piped(text, data_dir, monkeypatch):
 
 PREPARE = """
 import json, sys
-from wiggle import bulk, readers
+from wiggle import bulk, bulk_writer, readers
 from wiggle.bulk_sources import find_bulk_corpus
-readers.CHUNK, bulk.COMMIT_SECONDS = 5000, 0
+readers.CHUNK, bulk_writer.COMMIT_SECONDS = 5000, 0
 settings = json.loads(sys.argv[1])
 bulk.prepare_bulk(find_bulk_corpus("", files=settings.pop("files")), **settings)
 """
@@ -414,34 +403,6 @@ def real_gpt2():
         return gpt2_encoding()
     except UserError as error:
         pytest.skip(str(error))
-
-
-# --- reading ahead ---
-
-
-def test_an_error_of_the_reader_comes_after_what_it_read():
-    def items():
-        yield from (1, 2, 3)
-        raise UserError("lost")
-
-    taken = []
-    with pytest.raises(UserError, match="lost"), ReadAhead(items(), 2) as ahead:
-        for item in ahead:
-            taken.append(item)
-    assert taken == [1, 2, 3]
-
-
-def test_the_reader_stops_with_its_consumer():
-    read = []
-
-    def items():
-        for number in range(10**6):
-            read.append(number)
-            yield number
-
-    with ReadAhead(items(), 2) as ahead:
-        assert [next(ahead) for _ in range(3)] == [0, 1, 2]
-    assert len(read) < 10
 
 
 def test_compressed_and_plain_files_give_the_same_corpus(tmp_path, texts):

@@ -39,8 +39,8 @@ def hub():
 
 PREPARE = """
 import json, sys
-from wiggle import bulk, bulk_sources
-bulk.COMMIT_SECONDS = 0
+from wiggle import bulk, bulk_sources, bulk_writer
+bulk_writer.COMMIT_SECONDS = 0
 bulk_sources.WAIT = 0
 if sys.argv[2]:
     bulk_sources.TRIES = int(sys.argv[2])

@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from wiggle.bulk import BulkCorpus, BulkSource, sha256_of
+from wiggle.bulk import BulkCorpus, sha256_of
+from wiggle.bulk_writer import BulkSource
 from wiggle.errors import UserError
 from wiggle.python_packages import open_python_packages
 from wiggle.readers import FileSequence

@@ -16,7 +16,9 @@ from typing import BinaryIO
 import numpy as np
 
 from wiggle import checkpoint
-from wiggle.bulk import DOWNLOADS, SPLITS, BulkCorpus, BulkSource, sha256_of, source_sha256, split_hash
+from wiggle.bulk import BulkCorpus, sha256_of, source_sha256
+from wiggle.bulk_journal import DOWNLOADS, SPLITS
+from wiggle.bulk_writer import BulkSource, split_hash
 from wiggle.conversations import LEARNED, Message, NoConversation, encode_conversation, read_messages
 from wiggle.corpora import dataset_folder, fingerprint, refuse_to_replace, remove_half_written
 from wiggle.errors import UserError

@@ -20,8 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from wiggle.bulk import prepare_bulk, split_hash
+from wiggle.bulk import prepare_bulk
 from wiggle.bulk_sources import find_bulk_corpus
+from wiggle.bulk_writer import split_hash
 from wiggle.dataset import Dataset
 from wiggle.encoders import make_encoder
 from wiggle.errors import UserError

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from wiggle.bulk import BulkSource
+from wiggle.bulk_writer import BulkSource
 from wiggle.download import pip_download
 from wiggle.errors import UserError
 from wiggle.files import atomic_write
