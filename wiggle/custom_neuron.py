@@ -26,6 +26,7 @@ arguments and a SHA-256 of its source with all that this uses (see wiggle.neuron
 
 import ast
 import hashlib
+import importlib
 import inspect
 import sys
 import types
@@ -46,7 +47,9 @@ from wiggle.neuron_trial import SHAPE, differ, explained, train_once, try_neuron
 
 KNOWN = ("features", "config", "layer")  # what a constructor may name, and the model gives
 
-# Names of the modules that the last user's file imported from beside it: the next one runs their present text.
+# What the last user's file left behind: its folder on sys.path, and the modules that it imported from there. Both go when
+# the next file is run, which may lie beside other modules of the same names, or beside these with another text.
+_folders: list[str] = []
 _helpers: set[str] = set()
 
 
@@ -168,17 +171,27 @@ def run_file(file: str, text: bytes) -> types.ModuleType:
     module = types.ModuleType(f"neuron_{hashlib.sha256(text).hexdigest()[:16]}")
     module.__file__ = file
     sys.modules[module.__name__] = module  # where dataclasses and torch.compile look for a class's own module
+    forget_the_last_file()
     folder = str(Path(file).resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
-    for helper in _helpers:
-        sys.modules.pop(helper, None)
-    _helpers.clear()
+        _folders.append(folder)
     before = set(sys.modules)
     with explained(f"{file} does not run"):
         exec(compile(text, file, "exec"), module.__dict__)
     _helpers.update(helper for helper in set(sys.modules) - before if followed_file(helper))
     return module
+
+
+def forget_the_last_file() -> None:
+    """Undo what the last user's file did to the imports of this process."""
+    for helper in _helpers:
+        sys.modules.pop(helper, None)
+    for folder in set(_folders) & set(sys.path):
+        sys.path.remove(folder)
+    _helpers.clear()
+    _folders.clear()
+    importlib.invalidate_caches()
 
 
 def takes_features_alone(build: type[nn.Module], arguments: dict) -> bool:
