@@ -23,7 +23,7 @@ def notes_on_changed_neurons(study: Study, ledger: Ledger) -> list[str]:
         if others and not any(other["sha256"] in (neuron.sha256, neuron.file_sha256) for other in others):
             notes.append(
                 f"{parse_spec(neuron.mlp).file}:{neuron.name} changed since: {what_changed(others[-1], neuron)}; "
-                f"{len(others)} runs of it as it was in {ledger.path.name} do not count"
+                f"{ledger.path.name} has {len(others)} of it as it was, which do not count"
             )
     return notes
 

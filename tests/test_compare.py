@@ -529,6 +529,52 @@ def test_a_neuron_that_is_edited_while_the_study_runs_ends_its_runs_with_a_sente
     assert [r["seed"] for r in records_of(tmp_path / "out", "reporting") if r["arm"] == "ReLU"] == [1337]
 
 
+HELPED = """
+from torch import nn
+from helping import bend
+
+class Topk(nn.Module):
+    def forward(self, x):
+        return bend(x)
+"""
+
+
+def test_runs_count_while_what_the_neuron_uses_is_as_it_was_and_the_report_says_what_changed(
+    words, tmp_path, calls, capsys
+):
+    helper, mine, out = tmp_path / "helping.py", tmp_path / "mine.py", tmp_path / "out"
+    helper.write_text("def bend(x):\n    return x.relu()\n")
+    mine.write_text(HELPED)
+    compared = f"mlp={mine}:Topk,gelu"
+    experiment(words, out, vary=compared, seeds=1)
+    assert "SHA-256 of its source" in (out / "report.md").read_text() and len(calls) == 2
+
+    mine.write_text(HELPED + "\nclass Unrelated(nn.ReLU):\n    pass\n")
+    experiment(words, out, vary=compared, seeds=1)
+    assert len(calls) == 2 and "changed since" not in capsys.readouterr().out
+
+    helper.write_text("def bend(x):\n    return x.relu() ** 2\n")
+    experiment(words, out, vary=compared, seeds=1)
+    assert len(calls) == 3
+    note = f"{mine}:Topk changed since: helping.py function bend; runs.jsonl has 1 of it as it was, which do not count"
+    assert note in capsys.readouterr().out
+
+
+def test_arguments_of_a_neuron_are_varied_and_label_its_arms(words, tmp_path):
+    top = "studies/own_neurons.py:TopK"
+    table = experiment(words, tmp_path / "out", vary=f"mlp=gelu,{top}(share=0.1),{top}(share=0.5)", seeds=1)
+    assert list(table) == ["gelu", "TopK(share=0.1)", "TopK(share=0.5)"]
+    assert len({line["val_loss"] for line in table.values()}) == 3
+    kept = {record["settings"]["mlp"].partition(" ")[0] for record in records_of(tmp_path / "out", "reporting")}
+    assert kept == set(table)
+
+
+def test_a_sweep_of_what_an_arm_has_no_place_for_runs_it_once(words, tmp_path, calls):
+    sweep = ["--sweep=c_fc_std=None,unit", "--tuning_seeds=1"]
+    experiment(words, tmp_path / "out", *sweep, vary="mlp=gelu,studies/own_neurons.py:Yat", seeds=1)
+    assert [config.mlp.rpartition(":")[2] for config in calls].count("Yat") == 2  # tuned once, reported once
+
+
 def test_first_steps_are_not_taken_of_an_edited_neuron(words, tmp_path, relu):
     config = resolve([*words, f"--mlp={relu}"], [], [])
     found = workers.outcome_or_error(workers.first_steps, ([config], ["another hash"], 1))

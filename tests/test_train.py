@@ -17,6 +17,7 @@ import train as train_module
 from model_bio import GPT
 from train import TrainConfig, train
 from wiggle import checkpoint, corpora
+from wiggle.custom_neuron import load_neuron
 from wiggle.dataset import Dataset
 from wiggle.errors import UserError
 from wiggle.evaluation import evaluate
@@ -454,9 +455,11 @@ def test_two_processes_stop_together_however_rarely_they_log(tiny):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(tiny, tmp_path):
-    one = train(tiny(max_iters=8, out_dir=str(tmp_path / "one")))
-    two = tiny(max_iters=8, out_dir=str(tmp_path / "two"))
+@pytest.mark.parametrize("mlp", ["gelu", "studies/own_neurons.py:Quiet(price=5.0)"])
+def test_two_processes_give_the_losses_of_one(tiny, tmp_path, mlp):
+    changes = {"max_iters": 8, "mlp": mlp, "log_interval": 1, "max_blowup": None}
+    one = train(tiny(**changes, out_dir=str(tmp_path / "one")), load_neuron(mlp))
+    two = tiny(**changes, out_dir=str(tmp_path / "two"))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29511"]
     done = subprocess.run(
         [*command, str(ROOT / "train.py"), *flags(two)], capture_output=True, text=True, timeout=120,
@@ -464,6 +467,10 @@ def test_two_processes_give_the_losses_of_one(tiny, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [line["loss"] for line in lines(two.out_dir) if "loss" in line] == pytest.approx(losses(one), rel=1e-5)
+    extra = [
+        [line["auxiliary_loss"] for line in lines(c) if "auxiliary_loss" in line] for c in (one.out_dir, two.out_dir)
+    ]
+    assert extra[0] == pytest.approx(extra[1], rel=1e-5) and len(extra[0]) == (8 if "Quiet" in mlp else 0)
     ends = [[line["val_loss"] for line in lines(c) if "val_loss" in line][-1] for c in (one.out_dir, two.out_dir)]
     assert ends[0] == pytest.approx(ends[1], rel=1e-5)
 

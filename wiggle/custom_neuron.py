@@ -47,8 +47,8 @@ from wiggle.neuron_trial import SHAPE, differ, explained, train_once, try_neuron
 
 KNOWN = ("features", "config", "layer")  # what a constructor may name, and the model gives
 
-# What the last user's file left behind: its folder on sys.path, and the modules that it imported from there. Both go when
-# the next file is run, which may lie beside other modules of the same names, or beside these with another text.
+# What the last user's file left behind: its folder on sys.path, and the modules that it imported from there. Both go
+# when the next file is run, which may lie beside other modules of the same names, or beside these with another text.
 _folders: list[str] = []
 _helpers: set[str] = set()
 
