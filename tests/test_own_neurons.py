@@ -12,11 +12,13 @@ from model_bio import GPT, GPTConfig, OwnMLP
 from tests.conftest import TINY
 from train import train
 from wiggle import blowup, checkpoint, corpora
+from wiggle.analysis import Text, measure_networks
 from wiggle.custom_neuron import load_neuron
 from wiggle.dataset import Dataset
 from wiggle.errors import UserError
 from wiggle.evaluation import evaluate
 from wiggle.optimizers import configure_optimizer, set_learning_rate
+from wiggle.out_of_memory import out_of_memory_advice
 from wiggle.telemetry import nonlinearities
 
 FILE = str(Path(__file__).parent.parent / "studies" / "own_neurons.py")
@@ -122,6 +124,39 @@ class Scaled(nn.Module):
     def forward(self, x):
         return torch.relu(self.a * x)
 """
+
+
+def test_what_a_module_in_the_mlps_place_keeps_is_counted_as_gelus_and_said(tiny):
+    config = tiny(mlp=f"{FILE}:Yat")
+    advice = out_of_memory_advice(config, own("Yat"), torch.device("cpu"), torch.float32)
+    assert "out of memory on cpu" in advice and "Yat counted as GELU's MLP" in advice
+
+
+WAVES = """
+from torch import nn
+from model_bio import OscillatingNeuron
+
+class Waves(nn.Module):
+    stands_for = "mlp"
+
+    def __init__(self, features):
+        super().__init__()
+        self.mix, self.wave = nn.Linear(features, features), OscillatingNeuron(features)
+
+    def forward(self, x):
+        batch, tokens, features = x.shape
+        return self.wave(self.mix(x))
+"""
+
+
+def test_an_oscillation_inside_a_module_in_the_mlps_place_is_analysed(tmp_path):
+    (tmp_path / "waves.py").write_text(WAVES)
+    neuron = load_neuron(f"{tmp_path / 'waves.py'}:Waves")
+    model = GPT(GPTConfig(**SHAPE, mlp=neuron.mlp), neuron, seed=1).eval()
+    idx = torch.arange(16).view(2, 8)
+    labels = {"token": idx.flatten(), "class": idx.flatten() % 2, "position": torch.arange(8).repeat(2)}
+    layers = measure_networks(model, model, Text(idx, [str(i) for i in range(16)], labels))
+    assert [list(layer["now"].figures["neurons"]) for layer in layers] == [["neuron.wave"]] * 3
 
 
 # --- the auxiliary loss ---
