@@ -9,6 +9,7 @@ in OUT/runs.jsonl, so that the same command goes on where it was stopped; the re
 """
 
 import argparse
+import functools
 import os
 import shutil
 import signal
@@ -28,22 +29,25 @@ from experiment.arms import (
     plan_arms,
     spell,
 )
+from experiment.cluster import call_on_node, import_submitit, parse_slurm, submitted
 from experiment.costs import count_costs, first_steps_alone, share_budget
+from experiment.executor import run_all
 from experiment.ledger import Ledger, Run, key_of_looks, make_run, record_look, swept_value
 from experiment.notes import find_notes
 from experiment.own_neurons import notes_on_changed_neurons
+from experiment.processes import Task
 from experiment.workers import (
     FIRST_STEPS,
     VALIDATION_BLOCK,
     Progress,
     half_of_windows,
     one_run,
-    run_all,
 )
 from train import prepare_missing
 from wiggle import errors
 from wiggle.chat_dataset import open_dataset
 from wiggle.dataset import Dataset
+from wiggle.device import without_context
 from wiggle.errors import UserError
 from wiggle.evaluation import size_of_validation
 from wiggle.lock import folder_lock
@@ -88,6 +92,9 @@ def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
     target_help = "the report says after how many tokens and seconds each run is down to this validation loss"
     add("--target_loss", type=float, metavar="NATS", help=target_help)
     add("--jobs", type=int, default=1, help="runs at a time, cores divided among them (default 1); 0: in this process")
+    executor_help = "processes of this machine (default), or jobs of a Slurm cluster, --jobs of them queued at a time"
+    add("--executor", choices=("processes", "slurm"), default="processes", help=executor_help)
+    add("--slurm", metavar="KEY=X,…", help="what each job gets: time=MINUTES, and partition=NAME, cpus=N, gpus=N")
     add("--out_dir", help="folder of runs.jsonl and the report (default: out/compare/CONFIG-KEY)")
     add("--reuse", metavar="FILE", help="runs.jsonl of another comparison, whose matching runs are not repeated")
     add("--keep", action="store_true", help="keep best.pt and metrics.jsonl of each reporting run, in OUT/kept")
@@ -101,6 +108,9 @@ def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
         raise UserError("power and margin are differences in nats above 0")
     if options.target_loss is not None and not 0 < options.target_loss < float("inf"):
         raise UserError("target_loss is a loss in nats a token, above 0")
+    on_cluster = options.executor == "slurm"
+    if on_cluster != (options.slurm is not None) or (on_cluster and options.jobs == 0):
+        raise UserError("a cluster takes --executor=slurm, --slurm='time=60' and --jobs of 1 or more, all three")
     if options.reuse and not Path(options.reuse).is_file():
         raise UserError(f"--reuse: there is no file {options.reuse}")
     return options, words
@@ -109,17 +119,24 @@ def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
 def plan_study(argv: list[str]) -> Study:
     """The command line -> Study, its arms resolved and isolated."""
     options, words = parse(argv)
-    arms, swept = plan_arms(options.vary, options.sweep, options.control, options.match, words)
-    also = [parse_also(text, swept, words) for text in options.also]
     config = next((Path(word).stem for word in words if word[:2] != "--" and word.endswith(".py")), "defaults")
     varied = [text.partition("=")[0] for text in options.vary]
+    out_dir = Path(options.out_dir or Path("out/compare", "-".join([config, *varied])))
+    slurm, on_machine = None, without_context
+    if options.executor == "slurm":
+        slurm = parse_slurm(options.slurm)
+        import_submitit()  # raises where it is missing
+        on_machine = functools.partial(call_on_node, slurm, out_dir / "running")
+    arms, swept = plan_arms(options.vary, options.sweep, options.control, options.match, words, on_machine)
+    also = [parse_also(text, swept, words) for text in options.also]
     seed = arms[0].config.seed
     tuning_seeds = range(seed + TUNING_SEEDS_FROM, seed + TUNING_SEEDS_FROM + options.tuning_seeds)
     seeds = {"tuning": tuning_seeds, "reporting": range(seed, seed + options.seeds)}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // max(1, options.jobs)))
-    out_dir = Path(options.out_dir or Path("out/compare", "-".join([config, *varied])))
-    return Study(options, words, arms, swept, also, out_dir, seeds, threads)
+    if slurm:
+        threads = slurm.cpus
+    return Study(options, words, arms, swept, also, out_dir, seeds, threads, slurm)
 
 
 def prepare_data(study: Study) -> dict[str, Dataset]:
@@ -198,10 +215,10 @@ def run_missing(study: Study, ledger: Ledger, runs: list[Run], progress: Progres
             failed.append(run)
             progress.end(run, f"FAILED, {folder / 'log'} has more: {error}")
             return
-        shutil.rmtree(folder)
         names = {"arm": run.arm.name, "seed": run.seed, "value": swept_value(study, run.point)}
         names |= {"neuron_parts": run.arm.neuron.parts} if run.arm.neuron else {}
         ledger.add(run.stage, run.key, **names, **outcome, settings=run.settings)
+        shutil.rmtree(folder)
         progress.end(run, "diverged" if outcome["loss"] is None else f"val {outcome['loss']:.4f}")
 
     tasks, too_late = {}, 0
@@ -211,12 +228,14 @@ def run_missing(study: Study, ledger: Ledger, runs: list[Run], progress: Progres
             progress.skip(run)
             too_late += run.key not in tasks and kept is not None and not kept.exists()
             continue
-        shutil.rmtree(folder, ignore_errors=True)
+        if not (study.slurm and submitted(folder)):
+            shutil.rmtree(folder, ignore_errors=True)
         config, neuron = replace(run.config, out_dir=str(folder / "run")), run.arm.neuron
-        tasks[run.key] = run, one_run, (config, run.stage, kept, neuron and neuron.sha256), folder
+        arguments = config, run.stage, kept, neuron and neuron.sha256
+        tasks[run.key] = Task(run, one_run, arguments, folder)
     if too_late:
         print_line(f"note      {too_late} reporting runs were finished before: --keep has nothing of theirs")
-    run_all(list(tasks.values()), study.options.jobs, study.threads, done)
+    run_all(study, list(tasks.values()), done)
     return failed
 
 

@@ -3,10 +3,12 @@
 import functools
 import itertools
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from experiment.cluster import SlurmRequest
 from model_bio import HISTORIC, stands_for_mlp
 from train import TrainConfig
 from wiggle import configurator, custom_neuron
@@ -38,6 +40,8 @@ class CompareOptions:
     margin: float | None
     target_loss: float | None
     jobs: int
+    executor: Literal["processes", "slurm"]
+    slurm: str | None
     out_dir: str | None
     reuse: str | None
     keep: bool
@@ -130,6 +134,7 @@ class Study:
     out_dir: Path
     seeds: dict[str, range]  # of each stage, "tuning" and "reporting"
     threads: int  # of each process
+    slurm: SlurmRequest | None = None  # what each job asks for; None: runs are processes of this machine
 
     @property
     def points(self) -> list[Point]:
@@ -170,9 +175,11 @@ def split_values(text: str) -> list[str]:
     return values
 
 
-def resolve(words: list[str], flags: list[str], varied: list[str]) -> TrainConfig:
+def resolve(
+    words: list[str], flags: list[str], varied: list[str], on_machine: Callable = without_context
+) -> TrainConfig:
     """
-    The TrainConfig of one arm, as train.py resolves these words.
+    The TrainConfig of one arm, as train.py resolves these words. on_machine: as in plan_arms.
 
     Config files run a second time with the varied keys at the arm's values from the start: a file that sets another key
     by them does so then, and `isolate` names it.
@@ -182,14 +189,14 @@ def resolve(words: list[str], flags: list[str], varied: list[str]) -> TrainConfi
     config = configurator.read_settings(TrainConfig, [*words, *flags], preset=preset)
     if config.init_from != "scratch" or config.eval_only or config.batch_size == "auto":
         raise UserError("arms train from scratch with a batch_size given as a number: no init_from, eval_only or auto")
-    picked = resolve_machine(config.device, config.dtype, config.compile)
+    picked = resolve_machine(config.device, config.dtype, config.compile, on_machine)
     return replace(config, **picked, wandb_log=False, final_sample=0, always_save_checkpoint=True)
 
 
 @functools.cache
-def resolve_machine(device: str, dtype: str, compile: bool | str) -> dict[str, str | bool]:
+def resolve_machine(device: str, dtype: str, compile: bool | str, on_machine: Callable) -> dict[str, str | bool]:
     """The settings device, dtype and compile, each of which may be 'auto', as all runs will have them."""
-    machine = without_context(pick_machine, device, dtype, compile)
+    machine = on_machine(pick_machine, device, dtype, compile)
     name = str(machine.dtype).removeprefix("torch.")
     return {"device": str(machine.device), "dtype": name, "compile": machine.compiled}
 
@@ -203,10 +210,16 @@ def unread(config: TrainConfig, neuron: Neuron | None) -> set[str]:
 
 
 def plan_arms(
-    vary: list[str], sweep: list[str], control: str | None, match: str, words: list[str]
+    vary: list[str],
+    sweep: list[str],
+    control: str | None,
+    match: str,
+    words: list[str],
+    on_machine: Callable = without_context,
 ) -> tuple[list[Arm], dict[str, list]]:
     """
-    vary: 'key=a,b', one or two; sweep: 'key=x,y', any number; control: an arm's name or None; words: train.py's.
+    vary: 'key=a,b', one or two; sweep: 'key=x,y', any number; control: an arm's name or None; words: train.py's;
+    on_machine(function, *arguments) calls the function on the machine that the runs will have.
 
     -> (arms, the control first; the values of each swept key in their order). Raises UserError where the arms are not
     isolated.
@@ -223,7 +236,7 @@ def plan_arms(
         raise UserError("mlp makes an arm of its own: vary it")
     if {"max_iters", "lr_decay_iters", "warmup_iters"} & {*varied, *swept} and match != "steps":
         raise UserError(f"--match={match} sets the number of steps: it cannot be varied or swept")
-    arms = build_arms(varied_flags, words)
+    arms = build_arms(varied_flags, words, on_machine)
     if len(arms) < 2 or (control or arms[0].name) not in [arm.name for arm in arms]:
         names = ", ".join(arm.name for arm in arms)
         raise UserError(f"a comparison takes two arms or more, one of them the control; there are: {names}")
@@ -235,11 +248,11 @@ def plan_arms(
     return arms, values
 
 
-def build_arms(varied_flags: list[tuple[str, list[str]]], words: list[str]) -> list[Arm]:
+def build_arms(varied_flags: list[tuple[str, list[str]]], words: list[str], on_machine: Callable) -> list[Arm]:
     """An arm for each cell of the grid of varied keys whose model is one of its own."""
     varied, arms = [key for key, _ in varied_flags], []
     for flags in itertools.product(*(flags for _, flags in varied_flags)):
-        config = resolve(words, flags, varied)
+        config = resolve(words, flags, varied, on_machine)
         neuron = custom_neuron.load_neuron(config.mlp)
         settings = {key: getattr(config, key) for key in varied}
         settings = {key: value for key, value in settings.items() if key not in unread(config, neuron)} or settings

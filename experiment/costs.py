@@ -7,14 +7,16 @@ from dataclasses import replace
 import torch
 
 from experiment.arms import Arm, ArmCost, Study
+from experiment.cluster import forget
+from experiment.executor import on_machine, run_all
 from experiment.ledger import Ledger, key_of, settings_of
-from experiment.workers import first_steps, planned_neuron, run_all
+from experiment.processes import Task
+from experiment.workers import first_steps, planned_neuron
 from kernels.activations import ACTIVATIONS
 from model_bio import GPT, GPTConfig
 from train import TrainConfig
 from wiggle import blowup
 from wiggle.dataset import Dataset
-from wiggle.device import without_context
 from wiggle.errors import UserError
 from wiggle.run_log import print_line
 
@@ -31,7 +33,7 @@ def count_costs(study: Study, datasets: dict[str, Dataset], ledger: Ledger) -> d
             model = GPT(shape, arm.neuron)
         models[arm.name] = model
         if limit is not None and shape.mlp != "gelu" and not study.options.report:
-            without_context(sound_alarm, arm.config, shape, arm.neuron and arm.neuron.sha256)
+            on_machine(study)(sound_alarm, arm.config, shape, arm.neuron and arm.neuron.sha256)
     timed = time_arms(study, {name: data.identity for name, data in datasets.items()}, ledger)
     return {
         name: ArmCost(
@@ -120,8 +122,9 @@ def first_steps_alone(study: Study, models: list[tuple], rounds: int, name: str)
     folder, ended = study.out_dir / "running" / name, []
     configs = [replace(config, out_dir=str(folder / "run")) for config, _ in models]
     hashes = [neuron and neuron.sha256 for _, neuron in models]
-    task = (name, first_steps, (configs, hashes, rounds), folder)
-    run_all([task], study.options.jobs and 1, study.threads, lambda _, *outcome: ended.append(outcome))
+    if study.slurm:
+        forget(folder)  # an earlier command's job may have timed other arms
+    run_all(study, [Task(name, first_steps, (configs, hashes, rounds), folder)], lambda _, *found: ended.append(found))
     outcome, error = ended[0]
     if error:
         print_line(f"warning   {name} failed, {folder / 'log'} has more: {error}")

@@ -1,17 +1,13 @@
-"""The work of an experiment's processes, and how many of them run at a time."""
+"""The work of an experiment's processes, and the progress of all of them."""
 
 import math
-import multiprocessing
 import os
 import shutil
 import statistics
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +24,6 @@ from wiggle.dataset import Dataset
 from wiggle.device import peak_memory, send_windows
 from wiggle.errors import UserError
 from wiggle.evaluation import evaluate, window_losses
-from wiggle.files import writing
 from wiggle.guarded_step import Diverged
 from wiggle.run_log import duration, print_line
 from wiggle.telemetry import nonlinearities
@@ -181,69 +176,3 @@ def first_steps(configs: list[TrainConfig], hashes: list[str | None], rounds: in
             timed = [line["ms"] for line in result.history if "ms" in line]
             ms.append(statistics.median(timed[1:] or timed))  # the first steps warm up
     return found
-
-
-# --- processes ---
-
-
-def outcome_or_error(function: Callable, arguments: tuple) -> tuple[object, str | None]:
-    """Call the function -> (outcome, None), or (None, a sentence that says what went wrong)."""
-    try:
-        return function(*arguments), None
-    except UserError as error:
-        return None, str(error)
-    except Exception as error:
-        traceback.print_exc()
-        return None, f"{type(error).__name__}: {error}"
-
-
-def child_process(function: Callable, arguments: tuple, folder: Path, threads: int, sender: Connection) -> None:
-    """The life of a child process: send what `outcome_or_error` gives. What it prints goes to folder/log."""
-    parent = multiprocessing.parent_process().sentinel
-    threading.Thread(target=lambda: wait([parent]) and os._exit(1), daemon=True).start()  # die with the parent
-    torch.set_num_threads(threads)
-    with open(Path(folder, "log"), "w", buffering=1, encoding="utf-8") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        sender.send(outcome_or_error(function, arguments))
-
-
-def run_all(tasks: list[tuple], jobs: int, threads: int, done: Callable[[object, object, str | None], None]) -> None:
-    """
-    tasks: [(what, function, arguments, folder)], each done in a process of its own, `jobs` at a time; or, where jobs is
-    0, one after another in this one. Calls done(what, outcome, error) as each one ends.
-
-    Processes are spawned: CUDA does not survive a fork.
-    """
-    for _, _, _, folder in tasks:
-        with writing(folder):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-    if jobs == 0:
-        for what, function, arguments, _ in tasks:
-            done(what, *outcome_or_error(function, arguments))
-        return
-    context, waiting, running = multiprocessing.get_context("spawn"), list(tasks), {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                what, function, arguments, folder = waiting.pop(0)
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=child_process, args=(function, arguments, folder, threads, sender))
-                process.start()
-                sender.close()
-                running[receiver] = what, process
-            for receiver in wait(list(running)):
-                what, process = running[receiver]
-                try:
-                    outcome, error = receiver.recv()
-                except EOFError:  # killed, perhaps for want of memory
-                    outcome, error = None, "its process was killed"
-                process.join()
-                del running[receiver]
-                done(what, outcome, error)
-    finally:
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.join(10)
-            process.kill()

@@ -50,6 +50,18 @@ def write_tiny_corpus(folder):
     return folder / "data"
 
 
+@pytest.fixture(scope="session")
+def words(tmp_path_factory):
+    """The command line of a tiny experiment, on a corpus whose validation split has two blocks of 4,096 and more."""
+    folder, draw = tmp_path_factory.mktemp("long"), random.Random(0)
+    vocabulary = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 5))) for _ in range(40)]
+    (folder / "long.txt").write_text("\n".join(" ".join(draw.choices(vocabulary, k=8)) for _ in range(3000)))
+    corpora.prepare(str(folder / "long.txt"), data_dir=str(folder / "data"))
+    tiny = TINY | {"dataset": "long", "data_dir": str(folder / "data"), "n_layer": 1, "eval_interval": 2}
+    (folder / "tiny.py").write_text("".join(f"{key} = {value!r}\n" for key, value in tiny.items()))
+    return [str(folder / "tiny.py")]
+
+
 @pytest.fixture
 def tiny(corpus, tmp_path):
     """tiny(key=value, ...) -> a TrainConfig of the tiny model, its run in a folder of its own."""

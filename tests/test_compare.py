@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 import torch
 
 import compare
-from experiment import costs, workers
+from experiment import costs, processes, workers
 from experiment.arms import plan_arms, resolve
 from model_bio import GPT
 from tests.conftest import TINY
@@ -34,18 +33,6 @@ class ReLU(nn.ReLU):
     def __init__(self, features):
         super().__init__()
 """
-
-
-@pytest.fixture(scope="session")
-def words(tmp_path_factory):
-    """The command line of a tiny experiment, on a corpus whose validation split has two blocks of 4,096 and more."""
-    folder, draw = tmp_path_factory.mktemp("long"), random.Random(0)
-    vocabulary = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 5))) for _ in range(40)]
-    (folder / "long.txt").write_text("\n".join(" ".join(draw.choices(vocabulary, k=8)) for _ in range(3000)))
-    corpora.prepare(str(folder / "long.txt"), data_dir=str(folder / "data"))
-    tiny = TINY | {"dataset": "long", "data_dir": str(folder / "data"), "n_layer": 1, "eval_interval": 2}
-    (folder / "tiny.py").write_text("".join(f"{key} = {value!r}\n" for key, value in tiny.items()))
-    return [str(folder / "tiny.py")]
 
 
 @pytest.fixture(autouse=True)
@@ -577,7 +564,7 @@ def test_a_sweep_of_what_an_arm_has_no_place_for_runs_it_once(words, tmp_path, c
 
 def test_first_steps_are_not_taken_of_an_edited_neuron(words, tmp_path, relu):
     config = resolve([*words, f"--mlp={relu}"], [], [])
-    found = workers.outcome_or_error(workers.first_steps, ([config], ["another hash"], 1))
+    found = processes.outcome_or_error(workers.first_steps, ([config], ["another hash"], 1))
     assert found[0] is None and "was edited while the comparison ran" in found[1]
 
 

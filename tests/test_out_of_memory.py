@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 import model_bio
 import train as train_module
-from experiment import workers
+from experiment import processes, workers
 from kernels import cross_entropy
 from model_bio import GPT, GPTConfig
 from tests.test_train_config import AUTO
@@ -176,7 +176,7 @@ def test_a_script_ends_with_code_1_and_a_comparisons_child_says_the_same(tiny, f
         train_module.main([f"--{key}={value}" for key, value in values.items() if value is not None])
     assert left.value.code == 1 and capsys.readouterr().err.startswith("error: out of memory on cpu: batch_size=4")
     fails(3, CUDA)
-    outcome, sentence = workers.outcome_or_error(workers.one_run, (tiny(dtype="float32"), "reporting", None))
+    outcome, sentence = processes.outcome_or_error(workers.one_run, (tiny(dtype="float32"), "reporting", None))
     assert outcome is None and all(key in sentence for key in KEYS)
 
 
