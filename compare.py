@@ -43,7 +43,7 @@ from experiment.workers import (
     half_of_windows,
     one_run,
 )
-from train import prepare_missing
+from train import TrainConfig, prepare_missing
 from wiggle import errors
 from wiggle.chat_dataset import open_dataset
 from wiggle.dataset import Dataset
@@ -218,6 +218,9 @@ def run_missing(study: Study, ledger: Ledger, runs: list[Run], progress: Progres
         names = {"arm": run.arm.name, "seed": run.seed, "value": swept_value(study, run.point)}
         names |= {"neuron_parts": run.arm.neuron.parts} if run.arm.neuron else {}
         ledger.add(run.stage, run.key, **names, **outcome, settings=run.settings)
+        for log in Path(folder, "run", "wandb").glob("*run-*"):  # WANDB_MODE=offline keeps its logs here
+            (study.out_dir / "wandb").mkdir(exist_ok=True)
+            shutil.move(log, study.out_dir / "wandb")
         shutil.rmtree(folder)
         progress.end(run, "diverged" if outcome["loss"] is None else f"val {outcome['loss']:.4f}")
 
@@ -230,13 +233,19 @@ def run_missing(study: Study, ledger: Ledger, runs: list[Run], progress: Progres
             continue
         if not (study.slurm and submitted(folder)):
             shutil.rmtree(folder, ignore_errors=True)
-        config, neuron = replace(run.config, out_dir=str(folder / "run")), run.arm.neuron
+        config, neuron = config_to_train(study, run, folder / "run"), run.arm.neuron
         arguments = config, run.stage, kept, neuron and neuron.sha256
         tasks[run.key] = Task(run, one_run, arguments, folder)
     if too_late:
         print_line(f"note      {too_late} reporting runs were finished before: --keep has nothing of theirs")
     run_all(study, list(tasks.values()), done)
     return failed
+
+
+def config_to_train(study: Study, run: Run, out_dir: Path) -> TrainConfig:
+    """The config of a run in out_dir; at Weights & Biases the runs of a study are one group, named as its folder is."""
+    group = {"wandb_group": study.out_dir.name, "wandb_arm": run.arm.name, "wandb_run_name": str(run)}
+    return replace(run.config, out_dir=str(out_dir), **group)
 
 
 def folder_to_keep(study: Study, run: Run) -> Path | None:

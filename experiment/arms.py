@@ -18,7 +18,16 @@ from wiggle.errors import UserError
 
 # Keys that change nothing about what a run computes, and keys that say on what it is judged
 BYSTANDERS = {"out_dir", "data_dir", "dataset", "init_from", "eval_only", "log_interval", "always_save_checkpoint"}
-BYSTANDERS |= {"final_sample", "wandb_log", "wandb_project", "wandb_run_name", "max_blowup", "backend"}
+BYSTANDERS |= {
+    "final_sample",
+    "wandb_log",
+    "wandb_project",
+    "wandb_run_name",
+    "wandb_group",
+    "wandb_arm",
+    "max_blowup",
+    "backend",
+}
 BYSTANDERS |= {*HISTORIC, "bio_compartments"}
 JUDGES = {"seed", "eval_iters", "eval_interval"}
 
@@ -190,7 +199,7 @@ def resolve(
     if config.init_from != "scratch" or config.eval_only or config.batch_size == "auto":
         raise UserError("arms train from scratch with a batch_size given as a number: no init_from, eval_only or auto")
     picked = resolve_machine(config.device, config.dtype, config.compile, on_machine)
-    return replace(config, **picked, wandb_log=False, final_sample=0, always_save_checkpoint=True)
+    return replace(config, **picked, final_sample=0, always_save_checkpoint=True)
 
 
 @functools.cache

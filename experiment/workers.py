@@ -165,7 +165,9 @@ def first_steps(configs: list[TrainConfig], hashes: list[str | None], rounds: in
         for config, neuron, (losses, ms) in zip(configs, neurons, found, strict=True):
             short = min(FIRST_STEPS, config.max_iters)
             cut = {"max_iters": short, "lr_decay_iters": config.lr_decay_iters or config.max_iters}
-            config = replace(config, **cut, max_blowup=None, log_interval=5, eval_interval=short, eval_iters=1)
+            config = replace(
+                config, **cut, max_blowup=None, log_interval=5, eval_interval=short, eval_iters=1, wandb_log=False
+            )
             shutil.rmtree(config.out_dir, ignore_errors=True)
             try:
                 result = train(config, neuron)

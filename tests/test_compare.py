@@ -219,6 +219,35 @@ def test_finished_runs_whose_first_steps_fail_now_are_not_gone_on_from(words, tm
     assert "cannot be taken again to compare their losses" in capsys.readouterr().err
 
 
+def test_runs_are_one_group_at_wandb_with_arm_and_seed_and_bursts_are_not_logged(words, tmp_path, monkeypatch):
+    wandb, begun = pytest.importorskip("wandb"), []
+
+    class FakeRun:
+        id = "abc"
+
+        def log(self, numbers, step):
+            pass
+
+        def finish(self):
+            pass
+
+    def init(**options):
+        folder = Path(options["dir"], "wandb", f"offline-run-{len(begun)}")
+        folder.mkdir(parents=True)
+        begun.append(options)
+        return FakeRun()
+
+    monkeypatch.setattr(wandb, "init", init)
+    experiment(words, tmp_path / "mine", "--wandb_log=True")
+    assert {options["group"] for options in begun} == {"mine"}
+    found = [(options["config"]["wandb_arm"], options["config"]["seed"]) for options in begun]
+    assert found == [("gelu", 1337), ("relu", 1337), ("gelu", 1338), ("relu", 1338)]
+    assert begun[0]["name"] == "gelu, seed 1337"
+    assert len(list((tmp_path / "mine" / "wandb").iterdir())) == 4  # offline logs outlive the folders of the runs
+    experiment(words, tmp_path / "mine")
+    assert len(begun) == 4  # whether a run is logged is no part of what it is known by
+
+
 def test_one_failed_run_does_not_lose_the_others(words, tmp_path, monkeypatch, capsys):
     real = workers.train
 

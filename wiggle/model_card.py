@@ -44,7 +44,7 @@ The code is `modeling_wigglegpt.py` beside the weights (MIT licence; it needs to
 before you let it run. `torch.export.export(model, (ids,), {"use_cache": False})` works on it."""
 # Settings that say where a run's files lay, what it computed on and how it was watched
 OF_THE_MACHINE = ("out_dir", "data_dir", "init_from", "eval_only", "log_interval", "final_sample", "device", "compile")
-OF_THE_MACHINE += ("max_blowup", "wandb_log", "wandb_project", "wandb_run_name")
+OF_THE_MACHINE += ("max_blowup", "wandb_log", "wandb_project", "wandb_run_name", "wandb_group", "wandb_arm")
 
 
 def model_card(model: GPT, tokenizer: Tokenizer, meta: dict) -> str:

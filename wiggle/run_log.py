@@ -60,6 +60,7 @@ def start_wandb(project: str, name: str, config: dict, out_dir: str | Path, run_
     """
     Begin a run at Weights & Biases, or go on with run_id -> the wandb Run, whose log() and finish() are called.
 
+    config: TrainConfig as a dict, which is shown there.
     Raises UserError without the library, without a key, or where the service cannot be reached.
     """
     try:
@@ -68,7 +69,7 @@ def start_wandb(project: str, name: str, config: dict, out_dir: str | Path, run_
         raise UserError("wandb_log=True needs a library: pip install wandb") from None
     again = {"id": run_id, "resume": "allow"} if run_id else {}
     try:
-        return wandb.init(project=project, name=name, config=config, dir=out_dir, **again)
+        return wandb.init(project=project, name=name, group=config["wandb_group"], config=config, dir=out_dir, **again)
     except wandb.errors.Error as error:
         reason = " ".join(str(error).split())[:200]
         advice = "run `wandb login` once, or set WANDB_MODE=offline to keep the log on this machine"

@@ -26,6 +26,8 @@ class TrainConfig(GPTConfig):
     wandb_log: bool = False  # log to Weights & Biases too
     wandb_project: str = "wigglegpt"  # project there
     wandb_run_name: str = "run"  # name there
+    wandb_group: str | None = None  # runs of one group are shown together; compare.py groups those of a comparison
+    wandb_arm: str | None = None  # name of the arm that the run belongs to, set by compare.py
 
     # data
     dataset: str = "openwebtext"  # folder under data_dir, made by prepare_data.py
