@@ -46,6 +46,7 @@ from wiggle.distributed import (
     any_process,
     connect,
     disconnect,
+    lost_process_in_words,
     mean_over_processes,
     processes,
     rank_and_world,
@@ -61,6 +62,7 @@ from wiggle.optimizers import configure_optimizer, set_learning_rate
 from wiggle.out_of_memory import out_of_memory, out_of_memory_advice
 from wiggle.run_log import Metrics, RunLog, duration, print_line, start_wandb
 from wiggle.sampling import default_prompt, print_as_drawn
+from wiggle.sharded import local, shard, whole_weights
 from wiggle.stop_signal import StopSignal
 from wiggle.telemetry import event_rates, sharpness
 from wiggle.tokenizer import from_identity
@@ -100,7 +102,8 @@ def train(config: TrainConfig, neuron: BuildNeuron | None = None) -> TrainResult
     can be mended.
     """
     writes = processes().first and not config.eval_only
-    with folder_lock(Path(config.out_dir), "a training run") if writes else contextlib.nullcontext():
+    lock = folder_lock(Path(config.out_dir), "a training run") if writes else contextlib.nullcontext()
+    with lost_process_in_words(config.out_dir), lock:
         setup = run = prepare(config, neuron)
         try:
             run = build(setup)
@@ -189,6 +192,7 @@ def prepare(config: TrainConfig, neuron: BuildNeuron | None) -> Setup:
     looking = config.max_blowup is not None and config.mlp != "gelu" and not config.eval_only
     if here.first and looking and (resumed or config.init_from == "scratch"):
         blowup.alarm(model.config, config.max_blowup, bool(resumed), machine.device, machine.dtype, neuron, say)
+    wait_for_all()  # the alarm ends the first process
     return Setup(config, neuron, here, connected, machine, say, data, model, resumed, source)
 
 
@@ -308,6 +312,9 @@ def build(setup: Setup) -> Run:
         setup.machine = machine = compiled_or_eager(model, machine, setup.say)
     if any_process(not machine.compiled):  # all must measure and take the same steps
         setup.machine = machine = machine._replace(compiled=False)
+    sharded = config.parallel == "fsdp" and setup.processes.world > 1
+    if sharded:
+        shard(model, machine.device)
     if machine.compiled:
         trained = torch.compile(model)
     size = config.batch_size
@@ -327,7 +334,7 @@ def build(setup: Setup) -> Run:
             guarded.load_state_dict(resumed)
         steps = resumed["iter_num"]
         done = {"step": steps, "saved_step": steps, "seconds": resumed["seconds"], "best": best_so_far(setup)}
-    if setup.processes.world > 1:
+    if setup.processes.world > 1 and not sharded:
         cards = [machine.device.index] if machine.device.type == "cuda" else None
         trained = DistributedDataParallel(trained, device_ids=cards)
     resolved = replace(config, batch_size=size)
@@ -450,7 +457,7 @@ def train_step(
         first, sequences = step * config.sequences_per_step + number * config.batch_size, config.sequences_per_step
         batch = send_windows(data.batch(first, config.batch_size), device)  # what the model is called with
         torch.manual_seed(stable_seed(config.seed, "dropout", step, micro, rank))
-        if world > 1:
+        if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = micro == micro_batches - 1  # once a step is enough
         with autocast(device, dtype), attention_order(device):
             loss = model(*batch)[1] / (data.loss_divisor(first, config.batch_size, sequences) / world)
@@ -459,7 +466,7 @@ def train_step(
         if auxiliary is not None:  # of users' neurons: trained on, but no part of the loss that is logged and compared
             loss = loss + auxiliary / micro_batches
             auxiliary_sum = auxiliary.detach() / micro_batches + (0 if auxiliary_sum is None else auxiliary_sum)
-        if world > 1:
+        if isinstance(model, DistributedDataParallel):
             loss = loss + guarded.zero()
         guarded.scaler.scale(loss).backward()
     loss = mean_over_processes(loss_sum)
@@ -532,7 +539,7 @@ def evaluate_and_save(run: Run, lr: float) -> None:
     line = losses_line(found)
     if ruin := why_not_to_save(run):
         line += f"  not saved: {ruin}"
-    elif run.writes and (better or run.config.always_save_checkpoint):
+    elif better or run.config.always_save_checkpoint:
         save(run, best_too=better)
         saved = Path(run.config.out_dir, "best.pt" if better else "ckpt.pt")
         line += f"{'  (best)' if better else ''}  saved {saved}"
@@ -545,7 +552,7 @@ def why_not_to_save(run: Run) -> str | None:
         return "the validation loss is not finite"
     if run.guarded.skipped[1] > 0:
         return "steps are being skipped"
-    if not all(weight.isfinite().all() for weight in run.model.parameters()):
+    if any_process(not all(local(weight).isfinite().all() for weight in run.model.parameters())):
         return "weights are not finite"
     return None
 
@@ -553,7 +560,7 @@ def why_not_to_save(run: Run) -> str | None:
 def save_and_say(run: Run, signal_name: str) -> None:
     """Save the weights of the last whole step, unless they are saved or ruined, and print how to go on."""
     ruin = why_not_to_save(run)
-    if run.writes and run.saved_step != run.step and not ruin:
+    if run.saved_step != run.step and not ruin:
         save(run, best_too=False)
     step = f"after step {run.step}"
     if ruin:
@@ -582,10 +589,23 @@ def losses_line(found: dict) -> str:
 
 
 def save(run: Run, best_too: bool) -> None:
-    """Write ckpt.pt, and best.pt before it where the weights are the best so far."""
+    """
+    Write ckpt.pt, and best.pt before it where the weights are the best so far.
+
+    All processes call it together, since each may hold a share of the weights; the first one writes.
+    """
+    weights, moments = whole_weights(run.model), run.guarded.state_dict()
+    if run.writes:
+        write(run, weights, moments, best_too)
+    wait_for_all()  # however long the disk takes
+    run.saved_step = run.step
+
+
+def write(run: Run, weights: dict, moments: dict, best_too: bool) -> None:
+    """Write the files of `save`. weights: the model's state dict. moments: the guarded optimizer's."""
     out_dir = Path(run.config.out_dir)
-    weights = {
-        "model": run.model.state_dict(),
+    content = {
+        "model": weights,
         "model_args": model_args(run.model.config),
         "tokenizer": run.data.tokenizer,
         "config": asdict(run.config),  # with batch_size='auto' as it was asked: another card measures anew
@@ -596,12 +616,11 @@ def save(run: Run, best_too: bool) -> None:
         "neuron_parts": getattr(run.neuron, "parts", None),
     }
     if best_too:
-        checkpoint.save(out_dir / "best.pt", weights)
+        checkpoint.save(out_dir / "best.pt", content)
     state = {"dataset": run.data.identity, "seconds": run.seconds, "metrics_bytes": run.log.metrics.sync()}
     begun_from = (run.resumed or {}).get("begun_from", run.config.init_from if run.resumed is None else "scratch")
     state |= {"wandb_id": run.log.wandb_id, "begun_from": begun_from}
-    checkpoint.save_last(out_dir, weights | run.guarded.state_dict() | state)
-    run.saved_step = run.step
+    checkpoint.save_last(out_dir, content | moments | state)
 
 
 # --- finish ---
@@ -613,7 +632,9 @@ def finish(run: Run, interrupted: str | None) -> TrainResult:
     if run.evaluated is None and not interrupted:  # eval_only, or a finished run resumed
         run.evaluated = evaluate_splits(run)
         run.say(f"eval      {losses_line(run.evaluated)}")
-    if run.writes and config.final_sample and not interrupted:
+    if config.parallel == "fsdp" and run.processes.world > 1 and config.final_sample:
+        run.say(f"sample    left out of a sharded run: sample_bio.py --out_dir={config.out_dir} draws it")
+    elif run.writes and config.final_sample and not interrupted:
         print_sample(run.model, run.data.tokenizer, config.final_sample, config.seed)
     run.log.close()
     if run.connected:

@@ -27,6 +27,7 @@ BYSTANDERS |= {
     "wandb_arm",
     "max_blowup",
     "backend",
+    "parallel",
 }
 BYSTANDERS |= {*HISTORIC, "bio_compartments"}
 JUDGES = {"seed", "eval_iters", "eval_interval"}

@@ -1,7 +1,12 @@
 """The processes of a run under torchrun, and numbers that all of them share. Without torchrun there is one process."""
 
+import contextlib
 import os
+import re
 import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,6 +16,11 @@ from wiggle.errors import UserError
 
 # A second process group, of the CPUs by gloo: what it carries neither waits for a card nor mixes with gradients.
 _host_group = None
+
+# How long a process waits for another one that is silent while all compute, and while the first one prepares or writes.
+SILENCE = timedelta(seconds=50)
+PATIENCE = timedelta(hours=2)
+_LOST = r"gloo|nccl|monitoredBarrier|connection (closed|reset|refused)|broken pipe|timed out|timeout"
 
 
 class Processes(NamedTuple):
@@ -43,18 +53,35 @@ def connect(backend: str, device: torch.device) -> bool:
         return False
     usual = "nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo"  # Windows has none
     try:
-        dist.init_process_group(usual if backend == "auto" else backend)
+        dist.init_process_group(usual if backend == "auto" else backend, timeout=SILENCE)
     except ValueError as error:
         raise UserError(f"backend={backend!r}: {error}") from None
     global _host_group
-    _host_group = dist.new_group(backend="gloo")
+    _host_group = dist.new_group(backend="gloo", timeout=SILENCE)
     return True
 
 
 def wait_for_all() -> None:
-    """Return once every process has called this; without a process group at once."""
+    """Return once every process has called this, however long the first one works; without a process group at once."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.monitored_barrier(_host_group, timeout=PATIENCE)
+
+
+@contextlib.contextmanager
+def lost_process_in_words(out_dir: str) -> Iterator[None]:
+    """Turn what torch raises where another process of the run is gone into a UserError that says how to go on."""
+    try:
+        yield
+    except RuntimeError as error:
+        here = processes()
+        if here.world == 1 or not re.search(_LOST, str(error), re.IGNORECASE):
+            raise
+        last = Path(out_dir, "ckpt.pt")
+        go_on = f"--init_from=resume goes on from {last}" if last.exists() else f"no checkpoint is in {out_dir}"
+        raise UserError(
+            f"process {here.rank + 1} of {here.world} lost another one, which ended or was silent for "
+            f"{SILENCE.seconds} s (what that one printed says why): start all of them again; {go_on}"
+        ) from None
 
 
 def disconnect() -> None:

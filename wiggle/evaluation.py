@@ -24,8 +24,10 @@ def evaluate(
     windows as Kish (1965) counts for unequal weights.
     """
     rank, world = rank_and_world()
-    windows = data.fixed_windows(split, count)[rank::world]
-    losses = window_losses(model, data, split, windows, device, dtype)
+    every = data.fixed_windows(split, count)
+    windows = every[rank::world]
+    fill = every[: -(-len(every) // world) - len(windows)]  # a sharded model must be called as often in each process
+    losses = window_losses(model, data, split, np.concatenate([windows, fill]), device, dtype)[: len(windows)]
     weights = torch.from_numpy(data.targets(split, windows) / data.block_size)  # 1 where all tokens are targets
     sums = torch.stack([(weights * losses).sum(), (weights * losses**2).sum(), weights.sum(), (weights**2).sum()])
     total, squares, weight, weight_squares = sum_over_processes(sums).tolist()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from wiggle.errors import UserError
+from wiggle.sharded import gather, norms_of, scatter_state
 
 
 class Diverged(UserError):
@@ -51,7 +52,7 @@ class GuardedOptimizer:
         for parameter in self.parameters:
             if parameter.grad is None:  # the loss did not depend on it, as where a layer is dropped at random
                 parameter.grad = torch.zeros_like(parameter)
-        norms = torch.stack(torch._foreach_norm([p.grad for p in self.parameters]))
+        norms = norms_of([p.grad for p in self.parameters])
         norm = torch.linalg.vector_norm(norms)
         if max_norm < math.inf:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
@@ -95,14 +96,19 @@ class GuardedOptimizer:
         )
 
     def state_dict(self) -> dict:
-        """The state of optimizer and GradScaler, and the counts of skipped steps, as plain values and tensors."""
-        parts = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        """
+        The state of optimizer and GradScaler, and the counts of skipped steps, as plain values and tensors.
+
+        Of a sharded model all processes must ask together, and only the first one gets the moments.
+        """
+        parts = {"optimizer": gather(self.optimizer.state_dict()), "scaler": self.scaler.state_dict()}
         return parts | {"skipped": self.skipped.tolist()}
 
     def load_state_dict(self, state: dict) -> None:
         """Take the moments and counts of a checkpoint; rates, betas and decay stay those that are set now."""
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        moments = scatter_state(state["optimizer"]["state"], self.optimizer)
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         if state["scaler"]:  # empty where the run was not in float16
             self.scaler.load_state_dict(state["scaler"])
         self.skipped = self.skipped.new_tensor(state["skipped"]).reshape(2)

@@ -6,6 +6,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from model_bio import GPT, OwnMLP
+from wiggle.sharded import whole
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def run_hooked(model: GPT, idx: torch.Tensor, hooks: list[RemovableHandle]) -> N
     training = model.training
     model.eval()
     try:
-        model.hidden(idx)
+        model(idx)  # not model.hidden: a sharded model gathers its weights when it is called
     finally:
         model.train(training)
         for hook in hooks:
@@ -38,7 +39,7 @@ def sharpness(model: GPT) -> torch.Tensor | None:
     """A dendritic model's β by layer, the mean over a layer's units: (n_layer,); None for a model without dendrites."""
     if model.config.mlp != "dendritic":
         return None
-    return torch.stack([block.mlp.log_beta.detach().exp().mean() for block in model.transformer.h])
+    return torch.stack([whole(block.mlp.log_beta.detach()).exp().mean() for block in model.transformer.h])
 
 
 class Nonlinearity(NamedTuple):

@@ -63,6 +63,9 @@ class TrainConfig(GPTConfig):
     device: str = "auto"  # auto (cuda > mps > cpu), cpu, cuda, cuda:1, mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 where the card has it
     compile: bool | Literal["auto"] = "auto"  # torch.compile; auto: on a GPU with a working Triton
+    parallel: Literal["ddp", "fsdp"] = (
+        "ddp"  # of several processes: each holds the model, or a share of it (AdamW only)
+    )
     backend: str = "auto"  # of torch.distributed; auto: nccl on cuda, else gloo
 
     def __post_init__(self):
@@ -88,6 +91,8 @@ class TrainConfig(GPTConfig):
         given, auto = self.gradient_accumulation_steps, self.batch_size == "auto"
         if auto and (self.tokens_per_step is None or given is not None):
             raise ValueError("batch_size='auto' needs tokens_per_step, and no gradient_accumulation_steps beside it")
+        if self.parallel == "fsdp":
+            self._check_sharded()
         size = 1 if auto else self.batch_size
         micro_batch = size * self.block_size
         if self.tokens_per_step is not None and self.tokens_per_step % micro_batch:
@@ -100,6 +105,18 @@ class TrainConfig(GPTConfig):
                 f"gradient_accumulation_steps={given} makes {given * micro_batch} tokens a step, which contradicts "
                 f"tokens_per_step={self.tokens_per_step}: give one of the two"
             )
+
+    def _check_sharded(self):
+        """Raise ValueError for what needs the whole model, or whole gradients, in one process."""
+        if self.optimizer_type != "adamw":
+            raise ValueError(
+                f"optimizer_type={self.optimizer_type!r} needs whole matrices, which parallel='fsdp' cuts into shards: "
+                "take optimizer_type='adamw' or parallel='ddp'"
+            )
+        if self.batch_size == "auto":
+            raise ValueError("batch_size='auto' measures a whole model, not parallel='fsdp': give batch_size a number")
+        if self.dtype == "float16":
+            raise ValueError("dtype='float16' scales each process's loss apart: take bfloat16 with parallel='fsdp'")
 
     def notes(self) -> list[str]:
         """Sentences for the user about settings that are allowed and yet rarely meant."""
