@@ -17,18 +17,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiment.arms import (
-    ArmCost,
-    ArmResult,
-    CompareOptions,
-    Comparison,
-    Point,
-    Study,
-    Tuning,
-    parse_also,
-    plan_arms,
-    spell,
-)
+from experiment.arms import parse_also, plan_arms, spell
 from experiment.cluster import call_on_node, import_submitit, parse_slurm, submitted
 from experiment.costs import count_costs, first_steps_alone, share_budget
 from experiment.executor import run_all
@@ -36,6 +25,7 @@ from experiment.ledger import Ledger, Run, key_of_looks, make_run, record_look, 
 from experiment.notes import find_notes
 from experiment.own_neurons import notes_on_changed_neurons
 from experiment.processes import Task
+from experiment.study import ArmCost, ArmResult, CompareOptions, Comparison, Point, Study, Tuning
 from experiment.workers import (
     FIRST_STEPS,
     VALIDATION_BLOCK,

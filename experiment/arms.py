@@ -2,13 +2,10 @@
 
 import functools
 import itertools
-import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import replace
 
-from experiment.cluster import SlurmRequest
+from experiment.study import Arm, Point, Study
 from model_bio import HISTORIC, stands_for_mlp
 from train import TrainConfig
 from wiggle import configurator, custom_neuron
@@ -18,138 +15,10 @@ from wiggle.errors import UserError
 
 # Keys that change nothing about what a run computes, and keys that say on what it is judged
 BYSTANDERS = {"out_dir", "data_dir", "dataset", "init_from", "eval_only", "log_interval", "always_save_checkpoint"}
-BYSTANDERS |= {
-    "final_sample",
-    "wandb_log",
-    "wandb_project",
-    "wandb_run_name",
-    "wandb_group",
-    "wandb_arm",
-    "max_blowup",
-    "backend",
-    "parallel",
-}
+BYSTANDERS |= {"wandb_log", "wandb_project", "wandb_run_name", "wandb_group", "wandb_arm"}
+BYSTANDERS |= {"final_sample", "max_blowup", "backend", "parallel"}
 BYSTANDERS |= {*HISTORIC, "bio_compartments"}
 JUDGES = {"seed", "eval_iters", "eval_interval"}
-
-Point = tuple  # one value for each swept key, in the order of the sweeps; () where nothing is swept
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """The flags of compare.py, as its --help explains them."""
-
-    vary: list[str]
-    control: str | None
-    seeds: int
-    sweep: list[str]
-    also: list[str]
-    tuning_seeds: int
-    match: Literal["steps", "flops", "time"]
-    power: float
-    margin: float | None
-    target_loss: float | None
-    jobs: int
-    executor: Literal["processes", "slurm"]
-    slurm: str | None
-    out_dir: str | None
-    reuse: str | None
-    keep: bool
-    report: bool
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One side of the comparison. settings: the values of the varied keys, as far as the arm's model reads them."""
-
-    name: str
-    settings: dict
-    config: TrainConfig
-    neuron: Neuron | None = None
-
-
-@dataclass(frozen=True)
-class ArmCost:
-    """
-    What an arm takes.
-
-    flops_per_token: of matrices and attention; activation_flops: of its activation, a token. ratio: of its step's time
-    to the first control's, timed by turns; ratio_error: standard error of that over the rounds. NaN: not known.
-    """
-
-    parameters: int
-    flops_per_token: float
-    ms_per_step: float
-    ratio: float
-    ratio_error: float = float("nan")
-    activation_flops: float = float("nan")
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """Losses of an arm on the tuning half at each point of the sweep, one a tuning seed, infinite where it diverged."""
-
-    losses: dict[Point, list[float]]
-
-    def mean(self, point: Point) -> float:
-        """Mean over the tuning seeds; NaN where not all of them are finished."""
-        return statistics.mean(self.losses.get(point, [float("nan")]))
-
-    def best(self, key_number: int | None = None, value: object = None) -> Point | None:
-        """The point with the lowest finite mean, among those that have `value` for the swept key of this number."""
-        fits = [point for point in self.losses if key_number is None or point[key_number] == value]
-        return min((point for point in fits if self.mean(point) < float("inf")), key=self.mean, default=None)
-
-    def lead(self) -> list[float]:
-        """By how much the best point is ahead of the second best, by tuning seed; [] where there is no second."""
-        ranked = sorted((point for point in self.losses if self.mean(point) < float("inf")), key=self.mean)
-        if len(ranked) < 2:
-            return []
-        best, second = (self.losses[point] for point in ranked[:2])
-        return [behind - ahead for ahead, behind in zip(best, second, strict=True)]
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """
-    The reporting runs of an arm at the point taken for it (None: none could be), by seed, as runs.jsonl has them.
-
-    val_size: tokens and bytes of the validation split, which make bits a byte of a loss; None where not known.
-    """
-
-    arm: Arm
-    cost: ArmCost
-    point: Point | None
-    runs: dict[int, dict]
-    val_size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All arms at their best points, the control first. where: a condition on these points, as 'c_fc_std=None'."""
-
-    where: str
-    results: list[ArmResult]
-
-
-@dataclass(frozen=True)
-class Study:
-    """What compare.py was asked for."""
-
-    options: CompareOptions
-    words: list[str]  # the part of the command line that is train.py's
-    arms: list[Arm]  # the control first
-    swept: dict[str, list]  # tuned key -> its values, in their order
-    also: list[tuple[str, object]]  # (tuned key, value) that are reported beside the best
-    out_dir: Path
-    seeds: dict[str, range]  # of each stage, "tuning" and "reporting"
-    threads: int  # of each process
-    slurm: SlurmRequest | None = None  # what each job asks for; None: runs are processes of this machine
-
-    @property
-    def points(self) -> list[Point]:
-        """The grid of the swept values; one empty point where nothing is swept."""
-        return list(itertools.product(*self.swept.values()))
 
 
 def spell(value: object) -> str:

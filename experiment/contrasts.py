@@ -7,8 +7,8 @@ with 2 layers is judged against gelu with 2 layers. An interaction is then a dif
 
 from dataclasses import dataclass
 
-from experiment.arms import Arm, ArmResult, Study
 from experiment.statistics import Difference, interaction, judge, paired
+from experiment.study import Arm, ArmResult, Study
 
 INTERACTION_VERDICTS = {"better": "gains more", "worse": "gains less"}  # of the arm at this level than at the first
 

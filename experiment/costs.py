@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from experiment.arms import Arm, ArmCost, Study
 from experiment.cluster import forget
 from experiment.executor import on_machine, run_all
 from experiment.ledger import Ledger, key_of, settings_of
 from experiment.processes import Task
+from experiment.study import Arm, ArmCost, Study
 from experiment.workers import first_steps, planned_neuron
 from kernels.activations import ACTIVATIONS
 from model_bio import GPT, GPTConfig

@@ -4,8 +4,8 @@ import functools
 from collections.abc import Callable
 
 from experiment import cluster
-from experiment.arms import Study
 from experiment.processes import Done, Task, run_here, run_in_processes
+from experiment.study import Study
 from wiggle.device import without_context
 from wiggle.files import writing
 

@@ -6,7 +6,8 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from experiment.arms import BYSTANDERS, Arm, Point, Study, at_point, spell, unread
+from experiment.arms import BYSTANDERS, at_point, spell, unread
+from experiment.study import Arm, Point, Study
 from train import TrainConfig
 from wiggle.custom_neuron import Neuron
 from wiggle.files import read_bytes, writing

@@ -7,7 +7,7 @@ are compared in their scale, too. A report states it, and notes where arms diffe
 
 import numpy as np
 
-from experiment.arms import ArmResult
+from experiment.study import ArmResult
 from model_bio import stands_for_mlp
 
 FACTOR = 2.0  # between the starts of two arms, past which a reader is warned

@@ -2,11 +2,12 @@
 
 from dataclasses import asdict
 
-from experiment.arms import Arm, Comparison, Study, at_edge, spell
+from experiment.arms import at_edge, spell
 from experiment.contrasts import control_of, level_key, pair_with_controls
 from experiment.ledger import Ledger, settings_of
 from experiment.nonlinearity import notes_on_starts
 from experiment.own_neurons import notes_on_changed_neurons
+from experiment.study import Arm, Comparison, Study
 from train import TrainConfig
 
 

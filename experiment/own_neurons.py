@@ -1,7 +1,7 @@
 """Users' own neurons in a comparison: which source an arm is of, and why runs of an earlier one no longer count."""
 
-from experiment.arms import Study
 from experiment.ledger import Ledger
+from experiment.study import Study
 from wiggle.custom_neuron import Neuron, parse_spec
 from wiggle.neuron_identity import changes
 

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from experiment.arms import ArmResult
 from experiment.contrasts import Contrast
+from experiment.study import ArmResult
 
 # Black for the control, then Okabe and Ito's colours without their pale yellow, then darker ones that stay apart
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")

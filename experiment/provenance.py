@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from experiment.arms import ArmResult, Study, spell
+from experiment.arms import spell
 from experiment.own_neurons import identity_lines
+from experiment.study import ArmResult, Study
 
 
 def command(study: Study, result: ArmResult) -> str:

@@ -3,7 +3,6 @@
 import shlex
 from dataclasses import dataclass
 
-from experiment.arms import Comparison, Study, Tuning
 from experiment.contrasts import Contrast, level_key, make_contrasts, pair_with_controls
 from experiment.markdown import number
 from experiment.nonlinearity import nonlinearity_section
@@ -11,6 +10,7 @@ from experiment.page import make_page
 from experiment.pictures import draw_curves, draw_forest
 from experiment.provenance import command, machine
 from experiment.sections import power_section, power_summary, tuning_section
+from experiment.study import Comparison, Study, Tuning
 from experiment.table import as_csv, big_table, is_arm, seeds_text, summary, table
 from experiment.targets import target_section
 from wiggle.files import atomic_write

@@ -2,10 +2,11 @@
 
 import statistics
 
-from experiment.arms import Comparison, Point, Study, Tuning, spell
+from experiment.arms import spell
 from experiment.contrasts import Contrast
 from experiment.markdown import grid, number
 from experiment.statistics import ALPHA, ENOUGH_SEEDS, MANY_SEEDS, resolved, sd_range, seeds_needed
+from experiment.study import Comparison, Point, Study, Tuning
 
 # --- tuning ---
 

@@ -5,10 +5,11 @@ import io
 
 import numpy as np
 
-from experiment.arms import ArmCost, ArmResult, Study, at_point, spell
+from experiment.arms import at_point, spell
 from experiment.contrasts import Contrast, control_of
 from experiment.markdown import grid, number
 from experiment.statistics import NAN, Difference
+from experiment.study import ArmCost, ArmResult, Study
 from experiment.targets import target_columns
 from wiggle.evaluation import bits_per_byte
 

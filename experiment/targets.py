@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiment.arms import ArmResult, Study
 from experiment.markdown import grid, number
 from experiment.statistics import NAN
+from experiment.study import ArmResult, Study
 
 NEVER = float("inf")
 EXPLANATION = (

@@ -2,16 +2,8 @@
 
 import pytest
 
-from experiment.arms import (
-    Arm,
-    Study,
-    Tuning,
-    at_edge,
-    parse_also,
-    plan_arms,
-    resolve,
-    spell,
-)
+from experiment.arms import at_edge, parse_also, plan_arms, resolve, spell
+from experiment.study import Arm, Study, Tuning
 from train import TrainConfig
 from wiggle.errors import UserError
 

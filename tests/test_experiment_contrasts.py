@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiment.arms import Arm, ArmCost, ArmResult, Study
 from experiment.contrasts import control_of, level_key, make_contrasts
+from experiment.study import Arm, ArmCost, ArmResult, Study
 from tests.test_experiment_report import study_of
 from train import TrainConfig
 

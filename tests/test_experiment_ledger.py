@@ -2,8 +2,9 @@
 
 import json
 
-from experiment.arms import Arm, Neuron, Study, resolve
+from experiment.arms import Neuron, resolve
 from experiment.ledger import Ledger, key_of, make_run, settings_of, swept_value
+from experiment.study import Arm, Study
 from train import TrainConfig
 
 WORDS = ["config/compare_tiny.py", "--device=cpu"]

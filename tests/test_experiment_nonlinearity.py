@@ -2,8 +2,8 @@
 
 import pytest
 
-from experiment.arms import Arm, ArmCost, ArmResult
 from experiment.nonlinearity import by_layer, nonlinearity_section, notes_on_starts
+from experiment.study import Arm, ArmCost, ArmResult
 from train import TrainConfig
 
 

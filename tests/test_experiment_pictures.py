@@ -3,10 +3,10 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiment.arms import Arm, ArmCost, ArmResult
 from experiment.contrasts import Contrast
 from experiment.pictures import COLOURS, colour_of, draw_band, draw_curves, draw_forest, limits, move_apart
 from experiment.statistics import judge, paired
+from experiment.study import Arm, ArmCost, ArmResult
 from train import TrainConfig
 
 COST = ArmCost(1000, 1e6, 5.0, 1.0)

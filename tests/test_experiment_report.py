@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from experiment import report
-from experiment.arms import Arm, ArmCost, ArmResult, CompareOptions, Comparison, Study, Tuning
 from experiment.markdown import number
+from experiment.study import Arm, ArmCost, ArmResult, CompareOptions, Comparison, Study, Tuning
 from train import TrainConfig
 
 LOSSES = {"gelu": [2.00, 2.02, 2.01, 2.03], "bio": [1.90, 1.93, 1.90, 1.92], "silu": [2.001, 2.021, 2.012, 2.029]}

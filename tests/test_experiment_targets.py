@@ -5,7 +5,7 @@ import math
 import pytest
 
 from experiment import report
-from experiment.arms import ArmResult
+from experiment.study import ArmResult
 from experiment.targets import NEVER, arrival, median_arrival
 from tests.test_experiment_report import comparison_of, study_of
 
