@@ -3,8 +3,9 @@
 #     python prepare_data.py python_packages && python train.py config/config_python_cpu.py
 #     python train.py config/config_python_cpu.py --use_bio_mlp=False --out_dir=out/python_gelu     (its GELU control)
 #
-# Time and expected loss: not measured on a quiet machine yet. Bits a byte are printed beside nats a token: they compare
-# with runs on bytes or on other corpora.
+# Time: about ten minutes on two idle cores (1.45 s a step). Expected after 200 of the 400 steps: val 4.54 +- 0.15,
+# 2.84 bits a byte (one seed; 48 windows); the whole run is not measured. Bits a byte are printed beside nats a token:
+# they compare with runs on bytes or on other corpora.
 out_dir = "out/python_cpu"
 eval_interval = 100
 eval_iters = 4  # x 12 windows: with 50,257 tokens each window's logits take long on a CPU
