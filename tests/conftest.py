@@ -35,6 +35,18 @@ TINY = {
 }
 
 
+class FakeRun:
+    """Stands in for what wandb.init returns."""
+
+    id = "abc"
+
+    def log(self, numbers, step):
+        pass
+
+    def finish(self):
+        pass
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A data_dir with the dataset 'tiny', the same in each session."""

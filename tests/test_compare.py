@@ -19,7 +19,7 @@ import compare
 from experiment import costs, processes, workers
 from experiment.arms import plan_arms, resolve
 from model_bio import GPT
-from tests.conftest import TINY
+from tests.conftest import TINY, FakeRun
 from train import train
 from wiggle import corpora
 from wiggle.dataset import Dataset
@@ -221,15 +221,6 @@ def test_finished_runs_whose_first_steps_fail_now_are_not_gone_on_from(words, tm
 
 def test_runs_are_one_group_at_wandb_with_arm_and_seed_and_bursts_are_not_logged(words, tmp_path, monkeypatch):
     wandb, begun = pytest.importorskip("wandb"), []
-
-    class FakeRun:
-        id = "abc"
-
-        def log(self, numbers, step):
-            pass
-
-        def finish(self):
-            pass
 
     def init(**options):
         folder = Path(options["dir"], "wandb", f"offline-run-{len(begun)}")

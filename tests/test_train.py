@@ -15,6 +15,7 @@ import torch
 
 import train as train_module
 from model_bio import GPT
+from tests.conftest import FakeRun
 from train import TrainConfig, train
 from wiggle import checkpoint, corpora
 from wiggle.custom_neuron import load_neuron
@@ -421,15 +422,6 @@ def test_wandb_without_a_key_is_one_sentence_and_touches_nothing(tiny, monkeypat
 def test_a_resumed_run_goes_on_in_the_same_run_at_wandb(tiny, monkeypatch):
     wandb = pytest.importorskip("wandb")
     begun = []
-
-    class FakeRun:
-        id = "abc"
-
-        def log(self, numbers, step):
-            pass
-
-        def finish(self):
-            pass
 
     monkeypatch.setattr(wandb, "init", lambda **options: begun.append(options) or FakeRun())
     train(tiny(wandb_log=True))

@@ -40,7 +40,7 @@ def compiled_or_eager(model: GPT, machine: Machine, say: Callable[[str], None]) 
         say(f"compile   a block's gradients are those of eager mode ({time.perf_counter() - start:.0f} s)")
         return machine
     say(f"warning   torch {torch.__version__} does not compile this model rightly ({trouble}): going on in eager mode")
-    return machine._replace(compiled=False, how="eager (compiled gradients are wrong here)")
+    return machine._replace(compiled=False, how="eager (torch does not compile this model rightly)")
 
 
 def largest_gradient_gap(model: GPT, machine: Machine) -> tuple[str, float]:
