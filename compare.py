@@ -25,7 +25,8 @@ from experiment.ledger import Ledger, Run, key_of_looks, make_run, record_look, 
 from experiment.notes import find_notes
 from experiment.own_neurons import notes_on_changed_neurons
 from experiment.processes import Task
-from experiment.study import ArmCost, ArmResult, CompareOptions, Comparison, Point, Study, Tuning
+from experiment.study import ArmCost, ArmResult, CompareOptions, Comparison, Point, Study
+from experiment.tuning import Tuning, final_runs, opening_runs, read_tuning, take_points
 from experiment.workers import (
     FIRST_STEPS,
     VALIDATION_BLOCK,
@@ -74,6 +75,8 @@ def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
     also_help = "report too at each arm's best point with this value of a swept key"
     add("--also", action="append", default=[], metavar="KEY=X", help=also_help)
     add("--tuning_seeds", type=int, default=2, help="runs of each arm at each point of the sweep (default 2)")
+    finalists_help = "tuning seeds after the first run the best K points of each arm alone (default: all points)"
+    add("--finalists", type=int, metavar="K", help=finalists_help)
     add("--match", choices=("steps", "flops", "time"), default="steps", help="what arms get alike (default: steps)")
     power_help = "a difference in nats: the report says how many seeds find it at 80 %% (default 0.01)"
     add("--power", type=float, default=0.01, metavar="NATS", help=power_help)
@@ -94,6 +97,8 @@ def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
     most = TUNING_SEEDS_FROM
     if not (1 <= options.seeds <= most and 1 <= options.tuning_seeds <= most and options.jobs >= 0):
         raise UserError(f"seeds and tuning_seeds must lie in 1..{most}, jobs must be at least 0")
+    if options.finalists is not None and (options.finalists < 1 or options.tuning_seeds < 2 or not options.sweep):
+        raise UserError("--finalists=K takes a K of 1 or more, a --sweep to choose from and two --tuning_seeds or more")
     if not (0 < options.power < float("inf") and 0 < (options.margin or 1) < float("inf")) or options.margin == 0:
         raise UserError("power and margin are differences in nats above 0")
     if options.target_loss is not None and not 0 < options.target_loss < float("inf"):
@@ -246,27 +251,6 @@ def folder_to_keep(study: Study, run: Run) -> Path | None:
     return study.out_dir / "kept" / "-".join([run.arm.name, str(run.seed), *point])
 
 
-def read_tuning(study: Study, ledger: Ledger, runs: list[Run]) -> dict[str, Tuning]:
-    """Losses of the tuning runs, by arm, at each point where all of them are finished."""
-    losses = {(arm.name, point): [] for arm in study.arms for point in study.points}
-    for run in runs:
-        if record := ledger.finished(run):
-            losses[run.arm.name, run.point].append(float("inf") if record["loss"] is None else record["loss"])
-    whole = {key: found for key, found in losses.items() if len(found) == len(study.seeds["tuning"])}
-    return {
-        arm.name: Tuning({point: found for (name, point), found in whole.items() if name == arm.name})
-        for arm in study.arms
-    }
-
-
-def take_points(study: Study, tunings: dict[str, Tuning], place: tuple[str, object] | None) -> dict[str, Point | None]:
-    """The point at which each arm is reported: its best one, for --also among those with this (key, value)."""
-    if not study.swept:
-        return {arm.name: () for arm in study.arms}
-    where = (list(study.swept).index(place[0]), place[1]) if place else ()
-    return {name: tuning.best(*where) for name, tuning in tunings.items()}
-
-
 # --- report: what came of it, and what a reader must be warned of ---
 
 
@@ -302,8 +286,13 @@ def carry_out(
     if not options.report:
         recheck_first_losses(study, ledger, candidates)
         reported = candidates[len(tuning) :: len(study.points)] * len(places)  # as many as there will be
-        progress = Progress([*tuning, *reported], {name: cost.ms_per_step for name, cost in costs.items()})
-        failed += run_missing(study, ledger, tuning, progress)
+        opening = opening_runs(study, tuning)
+        progress = Progress([*opening, *reported], {name: cost.ms_per_step for name, cost in costs.items()})
+        failed += run_missing(study, ledger, opening, progress)
+        later = final_runs(study, ledger, tuning)[len(opening) :]
+        progress.plan(later)
+        failed += run_missing(study, ledger, later, progress)
+    tuning = final_runs(study, ledger, tuning)
     tunings = read_tuning(study, ledger, tuning)
     taken = [take_points(study, tunings, place) for place in places]
     points = {name: [at[name] for at in taken if at[name] is not None] for name in everywhere}

@@ -10,9 +10,10 @@ from experiment.page import make_page
 from experiment.pictures import draw_curves, draw_forest
 from experiment.provenance import command, machine
 from experiment.sections import power_section, power_summary, tuning_section
-from experiment.study import Comparison, Study, Tuning
+from experiment.study import Comparison, Study
 from experiment.table import as_csv, big_table, is_arm, seeds_text, summary, table
 from experiment.targets import target_section
+from experiment.tuning import Tuning
 from wiggle.files import atomic_write
 
 BUDGETS = {"steps": "steps", "flops": "FLOPs", "time": "seconds"}  # --match -> what all arms have alike

@@ -6,7 +6,8 @@ from experiment.arms import spell
 from experiment.contrasts import Contrast
 from experiment.markdown import grid, number
 from experiment.statistics import ALPHA, ENOUGH_SEEDS, MANY_SEEDS, resolved, sd_range, seeds_needed
-from experiment.study import Comparison, Point, Study, Tuning
+from experiment.study import Comparison, Point, Study
+from experiment.tuning import Tuning
 
 # --- tuning ---
 
@@ -23,17 +24,34 @@ def tuning_section(study: Study, best: Comparison, tunings: dict[str, Tuning]) -
             rows.append([arm.name, *map(spell, other), *cells])
     seeds = ", ".join(map(str, study.seeds["tuning"]))
     text = [f"## {' and '.join(study.swept)}, tuned for each arm alike", ""]
-    text += [f"Mean loss on the tuning half, seed {seeds}; in bold what was taken for the reporting runs. "]
-    text += [text.pop() + tuning_noise(study, tunings), ""]
+    how = f"Mean loss on the tuning half, seed {seeds}; in bold what was taken for the reporting runs."
+    text += [" ".join(filter(None, [how, method_of_finalists(study, tunings), tuning_noise(study, tunings)])), ""]
     across = f"{first} " if rest else ""
     header = ["arm", *rest, *(across + spell(value) for value in study.swept[first])]
     return [*text, *grid(header, rows), ""]
 
 
 def tuning_cell(tuning: Tuning, point: Point, taken: Point | None) -> str:
-    loss = tuning.mean(point)
-    text = "diverged" if loss == float("inf") else number(loss, ".4f")
+    if point in tuning.partly:
+        return f"({loss_text(statistics.mean(tuning.partly[point]))})"
+    text = loss_text(tuning.mean(point))
     return f"**{text}**" if point == taken else text
+
+
+def loss_text(loss: float) -> str:
+    return "diverged" if loss == float("inf") else number(loss, ".4f")
+
+
+def method_of_finalists(study: Study, tunings: dict[str, Tuning]) -> str:
+    """What --finalists did, where it was given, and what numbers in brackets are, where there are any."""
+    text = []
+    if study.options.finalists:
+        parts = "".join(f" and the best of those with {key}={spell(value)}" for key, value in study.also)
+        best = "point" if study.options.finalists == 1 else f"{study.options.finalists} points"
+        text += [f"Of each arm the best {best}{parts} went on from the first seed to the next."]
+    if any(tuning.partly for tuning in tunings.values()):
+        text += ["Numbers in brackets are of points with fewer seeds, from which none was chosen."]
+    return " ".join(text)
 
 
 def tuning_noise(study: Study, tunings: dict[str, Tuning]) -> str:

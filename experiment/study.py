@@ -1,7 +1,6 @@
 """What an experiment consists of: what was asked for, its arms, what they cost, and what came of their runs."""
 
 import itertools
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +22,7 @@ class CompareOptions:
     sweep: list[str]
     also: list[str]
     tuning_seeds: int
+    finalists: int | None
     match: Literal["steps", "flops", "time"]
     power: float
     margin: float | None
@@ -61,30 +61,6 @@ class ArmCost:
     ratio: float
     ratio_error: float = float("nan")
     activation_flops: float = float("nan")
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """Losses of an arm on the tuning half at each point of the sweep, one a tuning seed, infinite where it diverged."""
-
-    losses: dict[Point, list[float]]
-
-    def mean(self, point: Point) -> float:
-        """Mean over the tuning seeds; NaN where not all of them are finished."""
-        return statistics.mean(self.losses.get(point, [float("nan")]))
-
-    def best(self, key_number: int | None = None, value: object = None) -> Point | None:
-        """The point with the lowest finite mean, among those that have `value` for the swept key of this number."""
-        fits = [point for point in self.losses if key_number is None or point[key_number] == value]
-        return min((point for point in fits if self.mean(point) < float("inf")), key=self.mean, default=None)
-
-    def lead(self) -> list[float]:
-        """By how much the best point is ahead of the second best, by tuning seed; [] where there is no second."""
-        ranked = sorted((point for point in self.losses if self.mean(point) < float("inf")), key=self.mean)
-        if len(ranked) < 2:
-            return []
-        best, second = (self.losses[point] for point in ranked[:2])
-        return [behind - ahead for ahead, behind in zip(best, second, strict=True)]
 
 
 @dataclass(frozen=True)

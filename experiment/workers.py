@@ -43,6 +43,11 @@ class Progress:
         form = "{percentage:3.0f} % |{bar}| {elapsed}, {remaining} left"
         self.bar = tqdm(total=self.work, bar_format=form, smoothing=0, leave=False, disable=not sys.stderr.isatty())
 
+    def plan(self, runs: list[Run]) -> None:
+        """Add runs that were not known from the start."""
+        self.total, self.work = self.total + len(runs), self.work + sum(map(self.expected_ms, runs))
+        self.bar.total = self.work
+
     def expected_ms(self, run: Run) -> float:
         ms = self.ms_per_step[run.arm.name]
         return run.config.max_iters * (1.0 if math.isnan(ms) else ms)

@@ -442,6 +442,28 @@ def test_a_grid_is_tuned_for_each_arm_alike(words, tmp_path, calls):
     assert re.search(r"python train.py .*--mlp=gelu --learning_rate=0.01 --c_fc_std=\S+ --seed=1337", text)
 
 
+def test_finalists_alone_go_on_to_the_second_tuning_seed(words, tmp_path, calls, capsys):
+    flags = [*GRID, "--also=c_fc_std=None", "--finalists=1"]
+    experiment(words, tmp_path / "out", *flags, seeds=1)
+    for name in ("gelu", "relu"):
+        tuning = [r for r in records_of(tmp_path / "out", "tuning") if r["arm"] == name]
+        first = {tuple(r["value"].values()): r["loss"] for r in tuning if r["seed"] == 2337}
+        second = {tuple(r["value"].values()) for r in tuning if r["seed"] == 2338}
+        assert len(first) == 4  # the whole grid
+        assert second == {min(first, key=first.get), min((p for p in first if p[1] is None), key=first.get)}
+    begun, ended = len(calls), capsys.readouterr().out
+    assert re.findall(r"(\d+)/(\d+) \S+ at", ended)[-1] == (str(begun), str(begun))
+    experiment(words, tmp_path / "out", *flags, seeds=1)
+    assert len(calls) == begun
+    assert "from the first seed to the next" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_finalists_take_a_sweep_and_a_second_seed(words, capsys):
+    sentence = "--finalists=K takes a K of 1 or more, a --sweep to choose from and two --tuning_seeds or more"
+    for flags in (["--finalists=1"], [GRID[0], "--finalists=0"], [GRID[0], "--finalists=1", "--tuning_seeds=1"]):
+        assert sentence in refused(capsys, [*words, "--vary=mlp=gelu,relu", *flags])
+
+
 @pytest.mark.slow
 def test_also_reports_each_arm_at_the_best_point_of_another_value(words, tmp_path, calls):
     also = ["--also=c_fc_std=None", "--tuning_seeds=1"]

@@ -3,7 +3,8 @@
 import pytest
 
 from experiment.arms import at_edge, parse_also, plan_arms, resolve, spell
-from experiment.study import Arm, Study, Tuning
+from experiment.study import Arm, Study
+from experiment.tuning import Tuning
 from train import TrainConfig
 from wiggle.errors import UserError
 

@@ -6,13 +6,14 @@ import pytest
 
 from experiment import report
 from experiment.markdown import number
-from experiment.study import Arm, ArmCost, ArmResult, CompareOptions, Comparison, Study, Tuning
+from experiment.study import Arm, ArmCost, ArmResult, CompareOptions, Comparison, Study
+from experiment.tuning import Tuning
 from train import TrainConfig
 
 LOSSES = {"gelu": [2.00, 2.02, 2.01, 2.03], "bio": [1.90, 1.93, 1.90, 1.92], "silu": [2.001, 2.021, 2.012, 2.029]}
 
 
-def study_of(out_dir, losses, swept=None, also=(), tuning_seeds=2, margin=None, target_loss=None):
+def study_of(out_dir, losses, swept=None, also=(), tuning_seeds=2, margin=None, target_loss=None, finalists=None):
     arms = [
         Arm(name, {"mlp": name}, TrainConfig(mlp=name, max_iters=500, device="cpu", dtype="float32")) for name in losses
     ]
@@ -23,6 +24,7 @@ def study_of(out_dir, losses, swept=None, also=(), tuning_seeds=2, margin=None, 
         sweep=[],
         also=[],
         tuning_seeds=tuning_seeds,
+        finalists=finalists,
         match="steps",
         power=0.01,
         margin=margin,
@@ -82,15 +84,22 @@ def test_equivalence_is_a_verdict_where_a_margin_is_given(tmp_path):
     assert "- silu: **inconclusive**" in text and "equivalent" not in text
 
 
-def tuned(tmp_path, losses, tuning_seeds):
+def tuning_of(losses, tuning_seeds):
+    whole = {point: found for point, found in losses.items() if len(found) == tuning_seeds}
+    return Tuning(whole, {point: found for point, found in losses.items() if point not in whole})
+
+
+def tuned(tmp_path, losses, tuning_seeds, **more):
     swept = {"learning_rate": [1e-3, 2e-3], "c_fc_std": [None, "unit"]}
     also = [("c_fc_std", None)]
-    study = study_of(tmp_path, LOSSES, swept=swept, also=also, tuning_seeds=tuning_seeds)
+    study = study_of(tmp_path, LOSSES, swept=swept, also=also, tuning_seeds=tuning_seeds, **more)
     comparisons = [
         comparison_of(study, LOSSES, "", (2e-3, "unit")),
         comparison_of(study, LOSSES, "c_fc_std=None", (1e-3, None)),
     ]
-    report.write(study, comparisons, {arm.name: Tuning(losses) for arm in study.arms}, [], ["config.py"])
+    report.write(
+        study, comparisons, {arm.name: tuning_of(losses, tuning_seeds) for arm in study.arms}, [], ["config.py"]
+    )
     return (tmp_path / "report.md").read_text()
 
 
@@ -103,6 +112,19 @@ def test_the_grid_of_tuning_has_a_row_for_each_arm_and_scale(tmp_path):
     assert f"{lead} of 0.0707 (0.0707 at most)" in text  # 0.10 and 0.20
     assert "## At c_fc_std=None" in text and (tmp_path / "table-c_fc_std=None.csv").is_file()
     assert "python train.py config.py --mlp=bio --learning_rate=0.002 --c_fc_std=unit --seed=0" in text
+
+
+def test_points_that_the_first_seed_left_behind_stand_in_brackets(tmp_path):
+    losses = {
+        (1e-3, None): [2.0, 2.12],
+        (2e-3, None): [2.2],
+        (1e-3, "unit"): [float("inf")],
+        (2e-3, "unit"): [1.9, 1.92],
+    }
+    text = tuned(tmp_path, losses, 2, finalists=1)
+    assert "| gelu | None | 2.0600 | (2.2000) |" in text and "| gelu | unit | (diverged) | **1.9100** |" in text
+    assert "Of each arm the best point and the best of those with c_fc_std=None went on from the first" in text
+    assert "Numbers in brackets are of points with fewer seeds" in text
 
 
 def test_one_tuning_seed_leaves_the_noise_of_the_choice_unknown(tmp_path):
