@@ -12,8 +12,6 @@ tokens that it is scored on, so these have at least half a window of context; tr
 windows none, and is higher. A text's first token follows end-of-text, or a line break where the tokenizer has none.
 """
 
-import json
-import math
 import sys
 import time
 from dataclasses import dataclass
@@ -28,11 +26,10 @@ from wiggle import checkpoint, configurator, custom_neuron, errors
 from wiggle.device import autocast, pick_machine
 from wiggle.errors import UserError
 from wiggle.evaluation import bits_per_byte
-from wiggle.files import read_bytes, read_text, write_json
+from wiggle.files import read_text, write_json
+from wiggle.judgements import RESULTS, metrics_of, read_results
 from wiggle.scoring import score_text
 from wiggle.tokenizer import Tokenizer
-
-RESULTS = "evaluation.json"
 
 
 @dataclass
@@ -105,27 +102,11 @@ def table(found: dict[str, dict]) -> str:
     """A line for each metric of each task: its value, and its standard error where there is one."""
     rows = [("task", "examples", "shots", "metric", "value")]
     for name, metrics in found.items():
-        for key, value in metrics.items():
-            metric, _, variant = key.partition(",")
-            if not variant or metric.endswith("_stderr"):
-                continue
-            error = metrics.get(f"{metric}_stderr,{variant}")
-            shown = f"{value:.4f}" + (f" +- {error:.4f}" if error is not None and math.isfinite(error) else "")
-            label = metric if variant == "none" else f"{metric} ({variant})"
-            rows.append((name, str(metrics["examples"]), str(metrics["num_fewshot"]), label, shown))
+        for _, metric, value, error in metrics_of(name, metrics):
+            shown = f"{value:.4f}" + (f" +- {error:.4f}" if error is not None else "")
+            rows.append((name, str(metrics["examples"]), str(metrics["num_fewshot"]), metric, shown))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def read_results(path: Path) -> dict[str, dict[str, dict]]:
-    """Earlier results, by 'tasks' and 'files' and then by name. Raises UserError for another file of that name."""
-    results = {"tasks": {}, "files": {}}
-    if path.exists():
-        try:
-            results |= json.loads(read_bytes(path))
-        except (ValueError, TypeError):
-            raise UserError(f"{path} is damaged: move it away") from None
-    return results
 
 
 def evaluate(config: EvaluateConfig) -> None:

@@ -145,6 +145,8 @@ def prepare(config: TrainConfig, neuron: BuildNeuron | None) -> Setup:
     if config.micro_batches % here.world:
         raise UserError(f"{config.micro_batches} micro-batches a step do not divide among {here.world} processes")
     machine = pick_machine(config.device, config.dtype, config.compile)
+    if config.parallel == "fsdp" and machine.dtype == torch.float16:
+        raise UserError("this card has no bfloat16, and parallel='fsdp' takes no float16: give --dtype=float32")
     if here.world > 1 and machine.device.type == "cuda":
         machine = machine._replace(device=torch.device("cuda", here.local_rank))
         torch.cuda.set_device(machine.device)

@@ -1,5 +1,7 @@
 """A model card says what its model is, how it was trained and what it reached, or that nothing tells."""
 
+import json
+
 import pytest
 
 from tests.test_export import run, trained
@@ -47,3 +49,18 @@ def test_losses_are_those_of_the_checkpoints_own_step_whatever_else_the_log_hold
     assert evaluation_of({"path": tmp_path / "best.pt", "iter_num": 4}) == {"step": 4, "val_loss": 2.0}
     assert evaluation_of({"path": tmp_path / "best.pt", "iter_num": 5}) == {}
     assert evaluation_of({"path": tmp_path / "none" / "best.pt", "iter_num": 4}) == {}
+
+
+def test_the_card_has_what_evaluate_found_of_the_same_step_and_no_path(tmp_path, tiny):
+    train(tiny(max_iters=3))
+    of = {"checkpoint": "best.pt", "iter_num": 3}
+    files = {
+        f"{tmp_path}/novel.txt": {"bits_per_byte": 2.5} | of,
+        "older.txt": {"bits_per_byte": 9.0} | of | {"iter_num": 2},
+    }
+    tasks = {"quiz": {"acc,none": 0.7, "acc_stderr,none": 0.05, "examples": 10} | of}
+    (tmp_path / "out" / "evaluation.json").write_text(json.dumps({"files": files, "tasks": tasks}))
+    run(tmp_path / "folder", tmp_path / "out")
+    card = (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
+    assert "| novel.txt, bits per byte | 2.5000 |" in card and "| quiz, acc | 0.7000 ± 0.0500 |" in card
+    assert "older.txt" not in card and str(tmp_path) not in card

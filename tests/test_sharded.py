@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import train as train_script
 from tests.test_train import ROOT, flags, lines
 from train import train
 from wiggle import checkpoint
+from wiggle.errors import UserError
 from wiggle.train_config import TrainConfig
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -126,6 +128,13 @@ def test_an_alarm_of_the_first_process_leaves_no_riddle_to_the_others(sharded):
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode != 0 and any("max_blowup" in line for line in said)
     assert all(re.search(r"max_blowup|what that one printed says why", line) for line in said)
+
+
+def test_a_card_without_bfloat16_refuses_sharding_until_another_dtype_is_given(tiny, monkeypatch):
+    half = train_script.pick_machine("cpu", "float32", False)._replace(dtype=torch.float16)
+    monkeypatch.setattr(train_script, "pick_machine", lambda *settings: half)
+    with pytest.raises(UserError, match="takes no float16: give --dtype=float32"):
+        train(tiny(parallel="fsdp", dtype="auto"))
 
 
 @pytest.mark.parametrize("changes", [{"optimizer_type": "muon"}, {"optimizer_type": "adafactor"}, {"dtype": "float16"}])

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from model_bio import ACTIVATIONS, GPT
+from wiggle.judgements import judgements_of
 from wiggle.sharing import is_plain_gpt2
 from wiggle.tokenizer import Tokenizer
 from wiggle.train_config import TrainConfig
@@ -87,6 +88,9 @@ def reached(meta: dict) -> str:
         lines.append(f"| training loss | {found['train_loss']:.4f} |")
     if found.get("val_bpb") is not None:
         lines.append(f"| validation, bits per byte | {found['val_bpb']:.4f} |")
+    if not Path(meta["path"]).is_dir():
+        for name, metric, value, error in judgements_of(Path(meta["path"]), meta["iter_num"]):
+            lines.append(f"| {name}, {metric} | {value:.4f}{f' ± {error:.4f}' if error else ''} |")
     return "\n".join(lines)
 
 
