@@ -29,7 +29,8 @@ from kernels.activations import ACTIVATIONS
 from kernels.cross_entropy import chunked_cross_entropy
 from kernels.decoding import STEP_OPTIONS, KVCache, pick_tokens
 from kernels.matmul import Linear
-from kernels.oscillation import oscillate, oscillate_gated
+from kernels.neurons import HardEventGate, OscillatingNeuron, SparseEventGate
+from kernels.oscillation import oscillate_gated
 from kernels.rotary import normalise, rope_tables, rotate
 
 LARGE_LOGITS = 2**25  # numbers in a batch's logits from which training takes its loss in chunks: 128 MiB in float32
@@ -57,7 +58,9 @@ class GPTConfig:
     bias: bool = True  # in Linear and LayerNorm, as GPT-2 has them; False is a bit better and faster
     mlp: str = "gelu"  # what stands in the MLP: {MLPS}, or file.py:Name
     bio_gate: Literal["none", "feature", "dense"] = "feature"  # event gate of mlp=bio; dense is history's, and blows up
-    bio_threshold: float = 0.25  # voltage above which a feature counts as firing
+    bio_threshold: float = 0.25  # voltage above which a feature counts as firing, where bio_event=soft
+    bio_event: Literal["soft", "hard"] = "soft"  # of bio_gate=feature; hard: a feature fires, or gives a constant
+    bio_target_rate: float = 0.15  # share of tokens on which each feature is made to fire, where bio_event=hard
     dendritic_branches: int = 2  # K of mlp=dendritic: branches that compete in a unit
     dendritic_beta: Literal["layer", "unit", "channel", "fixed"] = "layer"  # what learns a sharpness of its own
     dendritic_beta_init: float = 1.0  # the sharpness at the start; for ever where dendritic_beta=fixed
@@ -99,6 +102,8 @@ class GPTConfig:
         for key in ("dropout", "bio_threshold"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ValueError(f"{key}={getattr(self, key)} must lie in 0..1")
+        if not 0 < self.bio_target_rate < 1:
+            raise ValueError(f"bio_target_rate={self.bio_target_rate} must lie between 0 and 1")
         if self.dendritic_branches < 2 or not 0 < self.dendritic_beta_init < math.inf:
             given = f"dendritic_branches={self.dendritic_branches}, dendritic_beta_init={self.dendritic_beta_init}"
             raise ValueError(f"{given}: at least 2 branches compete, with a sharpness above 0")
@@ -106,10 +111,17 @@ class GPTConfig:
             raise ValueError(f"mlp={self.mlp!r} is unknown: choose one of {', '.join(MLPS)}, or file.py:ClassName")
         if isinstance(self.c_fc_std, float) and not 0 < self.c_fc_std < math.inf:
             raise ValueError(f"c_fc_std={self.c_fc_std} must be above 0")
-        for key in ("bio_gate", "dendritic_beta", "position"):
+        for key in ("bio_gate", "bio_event", "dendritic_beta", "position"):
             known = get_args(GPTConfig.__annotations__[key])
             if getattr(self, key) not in known:
                 raise ValueError(f"{key}={getattr(self, key)!r} is unknown: choose one of {', '.join(known)}")
+        if self.hard_events and self.bio_gate != "feature":
+            raise ValueError(f"bio_event='hard' is a form of bio_gate='feature', not of bio_gate={self.bio_gate!r}")
+
+    @property
+    def hard_events(self) -> bool:
+        """Whether the MLPs have hard events, which need homeostasis in training."""
+        return self.mlp == "bio" and self.bio_event == "hard"
 
     def initial_c_fc_std(self, of_neuron: float | str | None = None) -> float:
         """
@@ -123,64 +135,6 @@ class GPTConfig:
         return 0.02 if std is None else std
 
 
-class OscillatingNeuron(nn.Module):
-    """
-    y = sin(ω·x + φ)·tanh(x) + b, with ω, φ, b of each feature learnable.
-
-    x: (..., features) -> y: same shape and dtype. The phase is formed in float32 whatever the dtype of x: in bfloat16
-    the sine would be off by up to 0.06. Start: ω ~ N(1, 0.1), φ ~ N(0, 0.1), b = 0, so y ≈ x² for small x.
-    """
-
-    def __init__(self, features: int):
-        super().__init__()
-        self.omega = nn.Parameter(1 + 0.1 * torch.randn(features))
-        self.phi = nn.Parameter(0.1 * torch.randn(features))
-        self.baseline = nn.Parameter(torch.zeros(features))
-
-    def forward(self, x):
-        return oscillate(x, self.omega, self.phi, self.baseline)
-
-
-class SparseEventGate(nn.Module):
-    """
-    Lets a feature through by how strongly it fires, and oscillates once more.
-
-    voltage v = sigmoid(g·x + o); spike strength s = sigmoid(5·(v - threshold)); y = OscillatingNeuron(x·s).
-    With dense=True, the historic form: v = sigmoid(W_g x + b_g), y = OscillatingNeuron(W_t (x·s) + b_t), which costs
-    two features × features matrices a layer.
-
-    x: (..., features), the first oscillation's output -> y: same shape. input_std: standard deviation of the first
-    oscillation's input h, which fixes where g and o start: about 15 % of features fire, those with |h| > 1.44 standard
-    deviations. With g = 1 and o = 0 all of them would fire for ever, and the gate would be a constant.
-    """
-
-    def __init__(
-        self, features: int, threshold: float = 0.25, dense: bool = False, bias: bool = True, input_std: float = 0.5
-    ):
-        super().__init__()
-        self.threshold = threshold
-        if dense:
-            self.gate = Linear(features, features, bias=bias)
-            self.transform = Linear(features, features, bias=bias)
-        else:
-            edge = min(1.44 * input_std, 1.6)  # near 1.6 the oscillation is at its first maximum
-            onset = math.sin(edge) * math.tanh(edge)
-            inside = min(max(threshold, 0.01), 0.99)
-            self.gain = nn.Parameter(torch.full((features,), 1 / onset))
-            self.offset = nn.Parameter(torch.full((features,), math.log(inside / (1 - inside)) - 1))
-        self.dense = dense
-        self.activation = OscillatingNeuron(features)
-
-    def voltage(self, x: Tensor) -> Tensor:
-        """v in (0, 1) of each feature; x: (..., features) -> same shape."""
-        return torch.sigmoid(self.gate(x) if self.dense else self.gain * x + self.offset)
-
-    def forward(self, x):
-        strength = torch.sigmoid(5 * (self.voltage(x) - self.threshold))
-        passed = (x * strength).to(x.dtype)
-        return self.activation(self.transform(passed) if self.dense else passed)
-
-
 class BioMLP(nn.Module):
     """c_fc -> OscillatingNeuron -> SparseEventGate (unless bio_gate='none') -> c_proj -> dropout. (B, T, C) -> same."""
 
@@ -190,20 +144,20 @@ class BioMLP(nn.Module):
         self.c_fc = Linear(config.n_embd, hidden, bias=config.bias)
         self.oscillating = OscillatingNeuron(hidden)
         self.sparse_gate = None
-        if config.bio_gate != "none":
-            self.sparse_gate = SparseEventGate(
-                hidden,
-                config.bio_threshold,
-                dense=config.bio_gate == "dense",
-                bias=config.bias,
-                input_std=config.initial_c_fc_std() * math.sqrt(config.n_embd),  # of c_fc's output on a normalised x
-            )
+        input_std = config.initial_c_fc_std() * math.sqrt(config.n_embd)  # of c_fc's output on a normalised x
+        if config.bio_event == "hard":
+            self.sparse_gate = HardEventGate(hidden, config.bio_target_rate, input_std)
+        elif config.bio_gate != "none":
+            dense = config.bio_gate == "dense"
+            self.sparse_gate = SparseEventGate(hidden, config.bio_threshold, dense, config.bias, input_std)
         self.c_proj = Linear(hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
         x, gate = self.c_fc(x), self.sparse_gate  # (B, T, F)
-        if gate is None or gate.dense:
+        if isinstance(gate, HardEventGate):
+            x = gate(x, self.oscillating)
+        elif gate is None or gate.dense:
             x = self.oscillating(x)
             x = x if gate is None else gate(x)
         else:  # both oscillations and the gate in one operation, which saves x alone
@@ -212,10 +166,14 @@ class BioMLP(nn.Module):
             x = oscillate_gated(x, *first, gate.gain, gate.offset, gate.threshold, *second)
         return self.dropout(self.c_proj(x))  # (B, T, C)
 
+    def fires(self, x: Tensor) -> Tensor:
+        """Which hidden features fire, of an MLP with a gate. x: input of c_fc (..., C) -> bool (..., F)."""
+        h, gate = self.c_fc(x), self.sparse_gate
+        return gate.fires(h if isinstance(gate, HardEventGate) else self.oscillating(h))
+
     def event_rate(self, x: Tensor) -> Tensor:
-        """The share of hidden features whose voltage passes the threshold. x: input of c_fc (..., C) -> scalar."""
-        voltage = self.sparse_gate.voltage(self.oscillating(self.c_fc(x)))
-        return (voltage > self.sparse_gate.threshold).float().mean()
+        """The share of hidden features that fire. x: input of c_fc (..., C) -> scalar."""
+        return self.fires(x).float().mean()
 
 
 class MLP(nn.Module):
@@ -538,6 +496,22 @@ class GPT(nn.Module):
         losses = [neuron.auxiliary_loss().float() for neuron in neurons if hasattr(neuron, "auxiliary_loss")]
         return torch.stack(losses).sum() if losses else None
 
+    def regulate_events(
+        self, skipped: Tensor | bool = False, mean_over_processes: Callable[[Tensor], Tensor] = lambda events: events
+    ) -> None:
+        """
+        Homeostasis of hard events: move each feature's threshold towards its target rate, by what fired in training
+        since the last call. Once a step, after the optimizer's; other models have nothing to move.
+
+        skipped: whether the optimizer took no step, so that thresholds stay, too. mean_over_processes: of what each
+        process counted, so that all have the same thresholds.
+        """
+        gates = [block.mlp.sparse_gate for block in self.transformer.h if self.config.hard_events]
+        if gates:
+            counted = mean_over_processes(torch.stack([gate.events for gate in gates]))  # in one message
+            for gate, events in zip(gates, counted, strict=True):
+                gate.regulate(events, skipped)
+
     def limit_sampling(self, vocab_size: int) -> None:
         """Never sample an id of `vocab_size` or more: a tokenizer's own size, past which ids stand for nothing."""
         self.sampled_vocab = min(self.config.vocab_size, vocab_size)
@@ -555,6 +529,7 @@ class GPT(nn.Module):
         what = c.mlp
         if c.mlp == "bio":
             gate = f" + {c.bio_gate} gate (threshold {c.bio_threshold})" if c.bio_gate != "none" else ", no gate"
+            gate = f" + hard events (target rate {c.bio_target_rate:g})" if c.hard_events else gate
             what = f"bio, oscillation{gate}"
         if c.mlp == "dendritic":
             what = f"dendritic, {c.dendritic_branches} branches, beta {c.dendritic_beta} from {c.dendritic_beta_init:g}"

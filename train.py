@@ -338,7 +338,8 @@ def build(setup: Setup) -> Run:
         done = {"step": steps, "saved_step": steps, "seconds": resumed["seconds"], "best": best_so_far(setup)}
     if setup.processes.world > 1 and not sharded:
         cards = [machine.device.index] if machine.device.type == "cuda" else None
-        trained = DistributedDataParallel(trained, device_ids=cards)
+        # Buffers are constants, or the same in all processes, or counts of each process's own.
+        trained = DistributedDataParallel(trained, device_ids=cards, broadcast_buffers=False)
     resolved = replace(config, batch_size=size)
     run = Run(**vars(setup), resolved=resolved, trained=trained, guarded=guarded, log=RunLog(), **done)
     if run.writes:
@@ -474,7 +475,9 @@ def train_step(
     loss = mean_over_processes(loss_sum)
     auxiliary = None if auxiliary_sum is None else mean_over_processes(auxiliary_sum)
     whole = loss if auxiliary is None else loss + auxiliary
-    return Step(loss, guarded.step(whole, config.grad_clip or math.inf), auxiliary)
+    norm = guarded.step(whole, config.grad_clip or math.inf)
+    guarded.model.regulate_events(guarded.skipped[1] > 0, mean_over_processes)
+    return Step(loss, norm, auxiliary)
 
 
 def step_figures(run: Run, taken: Step) -> dict:

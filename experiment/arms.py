@@ -82,7 +82,8 @@ def resolve_machine(device: str, dtype: str, compile: bool | str, on_machine: Ca
 
 def unread(config: TrainConfig, neuron: Neuron | None) -> set[str]:
     """Keys that a model of this config, with this neuron of a user's, never looks at."""
-    keys = set() if config.mlp == "bio" else {"bio_gate", "bio_threshold"}
+    keys = {"bio_threshold" if config.bio_event == "hard" else "bio_target_rate"}
+    keys = keys if config.mlp == "bio" else {"bio_gate", "bio_threshold", "bio_event", "bio_target_rate"}
     keys |= {"c_fc_std"} if stands_for_mlp(neuron) else set()
     dendritic = {"dendritic_branches", "dendritic_beta", "dendritic_beta_init"}
     return keys if config.mlp == "dendritic" else keys | dendritic

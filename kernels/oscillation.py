@@ -24,6 +24,8 @@ from torch.autograd.function import FunctionCtx
 
 from kernels import PLAIN, oscillation_cpu
 
+WIDTH = 0.25  # of the surrogate's sigmoid, as a share of the threshold
+
 NAMES = ("omega", "phi", "baseline", "gain", "offset", "omega2", "phi2", "baseline2")  # the order of `vectors` below
 
 
@@ -48,6 +50,18 @@ def oscillate_gated(
     return _check_and_apply(float(threshold), x, omega, phi, baseline, gain, offset, omega2, phi2, baseline2)
 
 
+def oscillate_events(
+    x: Tensor, threshold: Tensor, omega: Tensor, phi: Tensor, baseline: Tensor
+) -> tuple[Tensor, Tensor]:
+    """
+    The oscillation with hard events -> (y, fired).
+
+    fired: (features,) in float32, without gradient: the number of tokens on which each feature fires.
+    """
+    y = oscillate_events_plain(x, threshold, omega, phi, baseline)
+    return y, _sum_over_tokens((x.detach().float().abs() > threshold).float())
+
+
 def oscillate_plain(x: Tensor, omega: Tensor, phi: Tensor, baseline: Tensor) -> Tensor:
     """oscillate as its equation reads, with autograd's own gradients: the reference of the tests."""
     wide, omega, phi, baseline = _in_float32(x, omega, phi, baseline)
@@ -60,6 +74,15 @@ def oscillate_gated_plain(x: Tensor, vectors: Sequence[Tensor], threshold: float
     u = oscillate_plain(wide, omega, phi, baseline)
     s = torch.sigmoid(5 * (torch.sigmoid(gain * u + offset) - threshold))
     return oscillate_plain(u * s, omega2, phi2, baseline2).to(x.dtype)
+
+
+def oscillate_events_plain(x: Tensor, threshold: Tensor, omega: Tensor, phi: Tensor, baseline: Tensor) -> Tensor:
+    """The y of oscillate_events as its equations read: the reference of the tests."""
+    wide, threshold, omega, phi, baseline = _in_float32(x, threshold, omega, phi, baseline)
+    f = torch.sin(omega * wide + phi) * torch.tanh(wide)
+    slope = torch.sigmoid((wide.abs() - threshold) / (WIDTH * threshold).clamp(min=1e-6))
+    surrogate = f.detach() * (slope - slope.detach())  # 0 in the forward pass
+    return (torch.where(wide.abs() <= threshold, 0.0, f) + surrogate + baseline).to(x.dtype)
 
 
 def backend(device: torch.device | str) -> str:
