@@ -24,12 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from kernels import oscillation
-from model_bio import GPT, GPTConfig, model_args, stable_seed
+from model_bio import GPT, model_args, stable_seed
 from wiggle import blowup, checkpoint, configurator, corpora, custom_neuron, errors
 from wiggle.batch_size import choose_batch_size
+from wiggle.beginning import check_resumable, load_start, with_shape_of_weights
 from wiggle.chat_dataset import open_dataset
 from wiggle.compiler import compiled_or_eager
-from wiggle.custom_neuron import Neuron
+from wiggle.custom_neuron import BuildNeuron, Neuron
 from wiggle.dataset import BatchesAhead, Dataset
 from wiggle.device import (
     Machine,
@@ -56,21 +57,17 @@ from wiggle.errors import UserError
 from wiggle.evaluation import bits_per_byte, evaluate
 from wiggle.files import write_json
 from wiggle.guarded_step import Diverged, GuardedOptimizer
-from wiggle.huggingface import is_pretrained
 from wiggle.lock import folder_lock
 from wiggle.optimizers import configure_optimizer, set_learning_rate
 from wiggle.out_of_memory import out_of_memory, out_of_memory_advice
-from wiggle.run_log import Metrics, RunLog, duration, print_line, start_wandb
-from wiggle.sampling import default_prompt, print_as_drawn
+from wiggle.run_log import Metrics, RunLog, Say, duration, print_line, start_wandb
+from wiggle.sampling import print_sample
 from wiggle.sharded import local, shard, whole_weights
 from wiggle.stop_signal import StopSignal
 from wiggle.telemetry import event_rates, sharpness
 from wiggle.tokenizer import from_identity
 from wiggle.train_config import TrainConfig
 from wiggle.weights import grow_vocabulary
-
-Say = Callable[[str], None]  # prints a line
-BuildNeuron = Neuron | Callable[..., nn.Module]  # a user's neuron, as GPT takes it
 
 
 @dataclass
@@ -196,72 +193,6 @@ def prepare(config: TrainConfig, neuron: BuildNeuron | None) -> Setup:
         blowup.alarm(model.config, config.max_blowup, bool(resumed), machine.device, machine.dtype, neuron, say)
     wait_for_all()  # the alarm ends the first process
     return Setup(config, neuron, here, connected, machine, say, data, model, resumed, source)
-
-
-def load_start(config: TrainConfig, neuron: BuildNeuron | None, say: Say) -> tuple[GPT, dict | None]:
-    """
-    The model that init_from names, GPT-2 of Hugging Face or any checkpoint that checkpoint.load_model opens, and the
-    identity of its tokenizer, or None where the file names none.
-    """
-    if not (is_pretrained(config.init_from) or Path(config.init_from).exists()):
-        raise UserError(
-            f"init_from={config.init_from!r} is no file: choose scratch, resume, gpt2, or a checkpoint's path"
-        )
-    free = {"dropout": config.dropout, "gradient_checkpointing": config.gradient_checkpointing}
-    model, meta = checkpoint.load_model(config.init_from, neuron=neuron, **free)
-    if config.mlp not in ("gelu", model.config.mlp):
-        raise UserError(f"init_from={config.init_from} has mlp={model.config.mlp}, which contradicts mlp={config.mlp}")
-    length = model.config.block_size
-    if config.block_size > length and config.block_size != TrainConfig.block_size:  # the default asks for nothing
-        raise UserError(f"block_size={config.block_size} is longer than {config.init_from}'s {length}")
-    model.crop_block_size(min(config.block_size, length))
-    say(f"start     weights of {meta['path']} ({meta['origin']}), a fresh optimizer")
-    return model.train(), meta["tokenizer"] and from_identity(meta["tokenizer"]).identity()
-
-
-# What a resumed run may not change: the others may, and are listed where they do.
-FIXED = (*(set(GPTConfig.__dataclass_fields__) - {"dropout", "gradient_checkpointing"}), "seed", "optimizer_type")
-
-
-def with_shape_of_weights(config: TrainConfig, resumed: dict) -> TrainConfig:
-    """
-    The settings of a resumed run, with the model's keys taken from its checkpoint where they are left at their
-    defaults, if the run began from weights that set them (init_from=PATH or gpt2).
-    """
-    if resumed.get("begun_from", "scratch") == "scratch":
-        return config
-    fields = TrainConfig.__dataclass_fields__
-    keys = {*GPTConfig.__dataclass_fields__, *resumed["model_args"]} & set(FIXED)
-    left = {key: resumed["model_args"].get(key) for key in keys if getattr(config, key) == fields[key].default}
-    with errors.plausible(f"the model_args in {config.out_dir}/ckpt.pt"):
-        return replace(config, **{key: value for key, value in left.items() if value is not None})
-
-
-def check_resumable(config: TrainConfig, resumed: dict, data: Dataset, say: Say) -> None:
-    """Raise UserError where the settings are not those of the run that is to go on."""
-    kinds = {"config": dict, "optimizer": dict, "scaler": dict, "dataset": dict, "skipped": list, "iter_num": int}
-    kinds |= {"seconds": float, "metrics_bytes": int}
-    if not all(isinstance(resumed.get(key), kind) for key, kind in kinds.items()):
-        raise UserError(
-            f"ckpt.pt in {config.out_dir} is not of this train.py: --init_from=PATH starts from its weights"
-        )
-    with errors.plausible(f"the config in {config.out_dir}/ckpt.pt"):
-        known = {key: value for key, value in resumed["config"].items() if key in TrainConfig.__dataclass_fields__}
-        old, new = TrainConfig(**known), config
-    for key in FIXED:
-        if getattr(old, key) != getattr(new, key):
-            raise UserError(
-                f"{key}={getattr(new, key)!r} cannot resume a run with {key}={getattr(old, key)!r}: "
-                "give it as it was, or start anew with another --out_dir"
-            )
-    if old.sequences_per_step != new.sequences_per_step:
-        raise UserError(f"{new.sequences_per_step} sequences a step cannot resume a run with {old.sequences_per_step}")
-    if data.identity != resumed["dataset"] or data.tokenizer != resumed.get("tokenizer", data.tokenizer):
-        raise UserError(f"dataset {config.dataset} is not the one that the run in {config.out_dir} was trained on")
-    before, after = asdict(old) | {"init_from": ""}, asdict(new) | {"init_from": ""}
-    changed = [f"{key} {before[key]} -> {after[key]}" for key in after if before[key] != after[key]]
-    if changed:
-        say(f"changed   {', '.join(changed)}")
 
 
 def prepare_missing(config: TrainConfig, say: Say) -> None:
@@ -659,17 +590,6 @@ def finish(run: Run, interrupted: str | None) -> TrainResult:
         out_dir=config.out_dir,
         interrupted=interrupted,
     )
-
-
-def print_sample(model: GPT, identity: dict, tokens: int, seed: int) -> None:
-    """Print `tokens` tokens of text as they are drawn, as far as anybody reads. identity: the tokenizer's."""
-    tokenizer = from_identity(identity)
-    device = next(model.parameters()).device
-    start = torch.tensor([tokenizer.encode(default_prompt(tokenizer))], device=device)
-    generator = torch.Generator(device).manual_seed(seed)
-    with contextlib.suppress(OSError):  # a closed pipe ends no run
-        print("sample\n")
-        print_as_drawn(model.stream(start, tokens, temperature=0.8, generator=generator), tokens, tokenizer)
 
 
 @errors.script

@@ -30,6 +30,7 @@ import importlib
 import inspect
 import sys
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -126,6 +127,9 @@ class Neuron:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             neuron = self.make(features, config, layer)
         return neuron.to("meta")
+
+
+BuildNeuron = Neuron | Callable[..., nn.Module]  # a user's neuron, as GPT takes it
 
 
 def parse_spec(mlp: str) -> Spec:

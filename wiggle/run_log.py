@@ -2,12 +2,15 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
 from wiggle.errors import UserError, discard_output, forgiving_output
 from wiggle.files import to_json, writing
+
+Say = Callable[[str], None]  # prints a line, or in all processes but the first does nothing
 
 
 def print_line(line: str) -> None:

@@ -1,10 +1,12 @@
 """What sampling needs around GPT.stream: a prompt where none is given, and text that is printed as it is drawn."""
 
+import contextlib
 from collections.abc import Iterable
 
 import torch
 
-from wiggle.tokenizer import Tokenizer, stream
+from model_bio import GPT
+from wiggle.tokenizer import Tokenizer, from_identity, stream
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:
@@ -30,3 +32,14 @@ def print_as_drawn(steps: Iterable[torch.Tensor], count: int, tokenizer: Tokeniz
             shown = len(tokens)
     print(push())
     return torch.cat(tokens, dim=1)
+
+
+def print_sample(model: GPT, identity: dict, tokens: int, seed: int) -> None:
+    """Print `tokens` tokens of text as they are drawn, as far as anybody reads. identity: the tokenizer's."""
+    tokenizer = from_identity(identity)
+    device = next(model.parameters()).device
+    start = torch.tensor([tokenizer.encode(default_prompt(tokenizer))], device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    with contextlib.suppress(OSError):  # a closed pipe ends no run
+        print("sample\n")
+        print_as_drawn(model.stream(start, tokens, temperature=0.8, generator=generator), tokens, tokenizer)
