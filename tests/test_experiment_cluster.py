@@ -15,7 +15,20 @@ from experiment.cluster import SlurmRequest, parse_slurm
 from experiment.processes import Task
 from wiggle.errors import UserError
 
-LOCAL = "from experiment import cluster; cluster.CLUSTER = 'local'; import compare; compare.main()"
+# compare.py whose cluster is this machine. It appends the folder of each job that it submits to the file JOBS names.
+LOCAL = """
+import os
+import compare
+from experiment import cluster
+
+def submit_noted(task, request):
+    with open(os.environ["JOBS"], "a") as file:
+        print(task.folder.name, file=file)
+    return submit(task, request)
+
+submit, cluster.submit, cluster.CLUSTER = cluster.submit, submit_noted, "local"
+compare.main()
+"""
 MEASURED = ("seconds", "peak_mb")  # of a run; whatever 'timing' holds is measured too
 
 
@@ -113,7 +126,8 @@ def computed(out):
 @pytest.mark.slow
 def test_killed_and_started_again_jobs_give_the_ledger_of_processes_and_repeat_nothing(words, tmp_path, request):
     pytest.importorskip("submitit")
-    here = {"cwd": request.config.rootpath, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "JOBS": str(tmp_path / "jobs")}
+    here = {"cwd": request.config.rootpath, "env": environment, "text": True}
     subprocess.run([sys.executable, "compare.py", *command(words, tmp_path / "whole")], check=True, **here)
     study = subprocess.Popen(on_cluster(words, tmp_path / "cut"), **here)
     ledger = tmp_path / "cut" / "runs.jsonl"
@@ -126,8 +140,11 @@ def test_killed_and_started_again_jobs_give_the_ledger_of_processes_and_repeat_n
     jobs = {file.name for file in running.rglob("*_submitted.pkl")}
     while len(list(running.rglob("*_result.pkl"))) < len(jobs):  # they go on without it
         time.sleep(0.05)
-    began = {file.parent: file.read_bytes() for file in running.rglob("*_result.pkl")}
+    assert jobs
     again = subprocess.run(on_cluster(words, tmp_path / "cut"), capture_output=True, **here)
     assert again.returncode == 0, again.stderr
-    assert began and computed(tmp_path / "cut") == computed(tmp_path / "whole")
+    assert computed(tmp_path / "cut") == computed(tmp_path / "whole")
+    runs = {key for kind, key in computed(tmp_path / "cut")[0] if kind == "reporting"}
+    submitted = [folder for folder in (tmp_path / "jobs").read_text().split() if folder in runs]
+    assert len(submitted) == len(runs) == len(set(submitted))  # each once, by the first command or by the second
     assert not list(running.iterdir())
