@@ -104,7 +104,7 @@ class HardEventGate(nn.Module):
 
     def forward(self, h: Tensor, neuron: OscillatingNeuron) -> Tensor:
         """h: c_fc's output (..., features) -> neuron(h) where a feature fires, its baseline where it is silent."""
-        y, fired = oscillate_events(h, self.threshold, neuron.omega, neuron.phi, neuron.baseline)
+        y, fired = oscillate_events(h, neuron.omega, neuron.phi, neuron.baseline, self.threshold)
         if self.training:
             self.events[0] += fired
             self.events[1] += h.numel() // h.shape[-1]

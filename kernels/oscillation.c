@@ -11,6 +11,8 @@
 #define TILE 128          // features of a tile: its temporaries stay in the first-level cache
 #define FAR 30000.0f      // subtracting a multiple of pi from a larger phase would lose digits
 #define ROUND 12582912.0f // 1.5 * 2^23: adding it rounds a float to an integer, held by the low bits of the sum
+#define SURROGATE_WIDTH 0.25f // of a threshold, as in oscillation.py
+#define LEAST_WIDTH 1e-6f
 #define INLINE static inline __attribute__((always_inline))
 #define IN const float *restrict
 #define OUT float *restrict
@@ -105,29 +107,61 @@ INLINE void gate_backward(IN dz, IN u, IN v, IN e, IN gain, OUT du, OUT dgain, O
     }
 }
 
-// x, y: (rows, f). w: nv vectors (f,): omega, phi, baseline and, for nv = 8, gain, offset, omega2, phi2, baseline2.
-// Where dw is NULL, the forward pass: y receives the output. Else the backward pass for g, the gradient of the output:
-// y receives dx, and dw (1 + blocks, nv, f) the vectors' gradients in its first slice, the sum of the other slices.
+// Hard events: y, which holds s t + b, becomes b where |x| <= threshold, and fired counts the other tokens.
+INLINE void silence(IN x, IN b, IN threshold, OUT y, OUT fired, int n) {
+    EACH {
+        y[k] = fabsf(x[k]) <= threshold[k] ? b[k] : y[k];
+        fired[k] += fabsf(x[k]) > threshold[k] ? 1.0f : 0.0f;
+    }
+}
+
+// From g, the gradient of `silence`'s y: dx with its surrogate, and the gradients of w, p and b as oscillate_backward.
+INLINE void silence_backward(IN x, IN g, IN w, IN threshold, IN s, IN c, IN t, OUT dx, OUT dw, OUT dp, OUT db, int n) {
+    float slope[TILE];
+    EACH {
+        float width = SURROGATE_WIDTH * threshold[k], narrow = 1 / (width > LEAST_WIDTH ? width : LEAST_WIDTH);
+        float e = sigmoid((fabsf(x[k]) - threshold[k]) * narrow);
+        slope[k] = copysignf(e * (1 - e) * narrow, x[k]);
+    }
+    EACH {
+        float passed = fabsf(x[k]) <= threshold[k] ? 0 : g[k], d = passed * c[k] * t[k];
+        dw[k] = FMA(d, x[k], dw[k]);
+        dp[k] += d;
+        db[k] += g[k];
+        dx[k] = FMA(w[k], d, FMA(passed * s[k], FMA(-t[k], t[k], 1), g[k] * s[k] * t[k] * slope[k]));
+    }
+}
+
+// x, y: (rows, f). w: nv vectors (f,): omega, phi, baseline and, for nv = 8, gain, offset, omega2, phi2, baseline2, or
+// for nv = 4, the thresholds of hard events. Where g is NULL, the forward pass: y receives the output. Else the backward
+// pass for g, the gradient of the output: y receives dx. sums (1 + blocks, ns, f) receives in its first slice the sum of
+// the others: of ns = 3 or 8 gradients of vectors, which thresholds have not, or in the forward pass of nv = 4, where
+// ns = 1, of the tokens on which each feature fires; else it is NULL.
 // Each block of rows has a slice of its own, so neither the number of threads nor their order changes a bit.
-void oscillation(int64_t rows, int64_t f, int64_t blocks, int nv, int threads, float threshold, const float *x,
-                 const float *const *w, const float *g, float *y, float *dw) {
+void oscillation(int64_t rows, int64_t f, int64_t blocks, int nv, int ns, int threads, float threshold, const float *x,
+                 const float *const *w, const float *g, float *y, float *sums) {
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t block = 0; block < blocks; block++) {
         float s[TILE], c[TILE], t[TILE], u[TILE], v[TILE], e[TILE], z[TILE], dz[TILE], s2[TILE], c2[TILE], t2[TILE];
-        if (dw) memset(dw + (1 + block) * nv * f, 0, nv * f * sizeof(float));
+        if (sums) memset(sums + (1 + block) * ns * f, 0, ns * f * sizeof(float));
         for (int64_t i = rows * block / blocks; i < rows * (block + 1) / blocks; i++)
             for (int64_t j = 0; j < f; j += TILE) {
                 int n = f - j < TILE ? f - j : TILE;
-                float *yi = y + i * f + j, *d = dw ? dw + (1 + block) * nv * f + j : NULL;
-                const float *xi = x + i * f + j, *gi = dw ? g + i * f + j : NULL;
-                if (!dw && nv == 3) oscillate(xi, w[0] + j, w[1] + j, w[2] + j, yi, NULL, NULL, NULL, n);
-                if (!dw && nv == 8) {
+                float *yi = y + i * f + j, *d = sums ? sums + (1 + block) * ns * f + j : NULL;
+                const float *xi = x + i * f + j, *gi = g ? g + i * f + j : NULL;
+                if (!g && nv < 8) oscillate(xi, w[0] + j, w[1] + j, w[2] + j, yi, NULL, NULL, NULL, n);
+                if (!g && nv == 4) silence(xi, w[2] + j, w[3] + j, yi, d, n);
+                if (!g && nv == 8) {
                     oscillate(xi, w[0] + j, w[1] + j, NULL, NULL, s, NULL, t, n);
                     gate(s, t, w[2] + j, w[3] + j, w[4] + j, threshold, u, v, e, z, n);
                     oscillate(z, w[5] + j, w[6] + j, w[7] + j, yi, NULL, NULL, NULL, n);
                 }
-                if (!dw) continue;
+                if (!g) continue;
                 oscillate(xi, w[0] + j, w[1] + j, NULL, NULL, s, c, t, n);
+                if (nv == 4) {
+                    silence_backward(xi, gi, w[0] + j, w[3] + j, s, c, t, yi, d, d + f, d + 2 * f, n);
+                    continue;
+                }
                 if (nv == 8) {
                     gate(s, t, w[2] + j, w[3] + j, w[4] + j, threshold, u, v, e, z, n);
                     oscillate(z, w[5] + j, w[6] + j, NULL, NULL, s2, c2, t2, n);
@@ -138,10 +172,10 @@ void oscillation(int64_t rows, int64_t f, int64_t blocks, int nv, int threads, f
                 oscillate_backward(xi, gi, w[0] + j, s, c, t, yi, d, d + f, d + 2 * f, n);
             }
     }
-    for (int64_t j = 0; dw && j < nv * f; j += TILE) {
-        int n = nv * f - j < TILE ? nv * f - j : TILE;
+    for (int64_t j = 0; sums && j < ns * f; j += TILE) {
+        int n = ns * f - j < TILE ? ns * f - j : TILE;
         double sum[TILE] = {0};
-        for (int64_t block = 1; block <= blocks; block++) EACH sum[k] += dw[block * nv * f + j + k];
-        EACH dw[j + k] = sum[k];
+        for (int64_t block = 1; block <= blocks; block++) EACH sum[k] += sums[block * ns * f + j + k];
+        EACH sums[j + k] = sum[k];
     }
 }

@@ -1,8 +1,8 @@
 """
 The oscillation's kernel for CUDA: forward and backward pass in one launch each.
 
-Equations and arguments: oscillation.py. x, G and Y are (rows, f) arrays, W the stacked vectors (3 or 8, f), S the sums
-of each block of rows (blocks, 3 or 8, f). All pointers, numbers and blocks of numbers are `tl.tensor` to Triton.
+Equations: oscillation.py. x, G and Y are (rows, f) arrays, W the stacked vectors (3, 4 or 8, f), S the sums of each
+block of rows (blocks, number_of_sums, f). All pointers, numbers and blocks of numbers are `tl.tensor` to Triton.
 """
 
 import os
@@ -13,6 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import oscillation_plain
+from kernels.oscillation_plain import number_of_sums
+
+EVENTS = tl.constexpr(oscillation_plain.EVENTS)
+SURROGATE_WIDTH = tl.constexpr(oscillation_plain.SURROGATE_WIDTH)
+LEAST_WIDTH = tl.constexpr(oscillation_plain.LEAST_WIDTH)
 COLUMNS = tl.constexpr(128)  # features of one program
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")  # which knows no instructions of a card
 
@@ -74,6 +80,17 @@ def _oscillate_backward(
 
 
 @triton.jit
+def _events_backward(
+    g: tl.tensor, x: tl.tensor, edge: tl.tensor, f: tl.tensor, FAST: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """From the gradient g of f = s t where |x| > edge: what of it goes through f, and the surrogate's part of dx."""
+    narrow = 1 / tl.maximum(edge * SURROGATE_WIDTH, LEAST_WIDTH)
+    e = _sigmoid((tl.abs(x) - edge) * narrow, FAST)
+    jump = g * f * e * (1 - e) * narrow
+    return tl.where(tl.abs(x) <= edge, 0.0, g), tl.where(x < 0, -jump, jump)
+
+
+@triton.jit
 def _oscillation_kernel(
     X: tl.tensor,
     W: tl.tensor,
@@ -90,7 +107,7 @@ def _oscillation_kernel(
     R: tl.constexpr,
 ) -> None:
     """
-    One program takes `block` rows of COLUMNS features, R rows at a time. NV: the number of vectors, 3 or 8.
+    One program takes `block` rows of COLUMNS features, R rows at a time. NV: the number of vectors, 3, 4 or 8.
 
     Without BACK it writes Y from X; with BACK it writes dX to Y, from X and the gradient G, and its own sums to S.
     FAST: for a 16-bit X, whose rounding hides that of a card's fast units.
@@ -98,6 +115,8 @@ def _oscillation_kernel(
     j = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     w, inside = W + j, j < f
     omega, phi, baseline = tl.load(w, inside), tl.load(w + f, inside), tl.load(w + 2 * f, inside)
+    if NV == EVENTS:
+        edge = tl.load(w + 3 * f, inside)  # the features' thresholds
     if NV == 8:
         gain, offset, omega2 = tl.load(w + 3 * f, inside), tl.load(w + 4 * f, inside), tl.load(w + 5 * f, inside)
         phi2, baseline2 = tl.load(w + 6 * f, inside), tl.load(w + 7 * f, inside)
@@ -109,6 +128,8 @@ def _oscillation_kernel(
         x = tl.load(X + at, here, 0.0).to(tl.float32)
         s, c, t = _sin_cos_tanh(x, omega, phi, FAST)
         y = s * t + baseline
+        if NV == EVENTS:
+            y = tl.where(tl.abs(x) <= edge, baseline, y)
         if NV == 8:
             u, v = y, _sigmoid(gain * y + offset, FAST)
             e = _sigmoid(5 * (v - threshold), FAST)  # the spike strength, s in oscillation.py
@@ -116,16 +137,25 @@ def _oscillation_kernel(
             y = s2 * t2 + baseline2
         if BACK:
             g = tl.load(G + at, here, 0.0).to(tl.float32)
+            passed, jump = g, o
+            if NV == EVENTS:
+                passed, jump = _events_backward(g, x, edge, s * t, FAST)
             if NV == 8:
                 dz, d = _oscillate_backward(g, omega2, s2, c2, t2)
                 a5, a6, a7 = a5 + d * u * e, a6 + d, a7 + g
                 d = 5 * dz * u * e * (1 - e) * v * (1 - v)  # the gradient of gain u + offset
                 a3, a4, g = a3 + d * u, a4 + d, dz * e + d * gain
-            y, d = _oscillate_backward(g, omega, s, c, t)
+                passed = g
+            y, d = _oscillate_backward(passed, omega, s, c, t)
+            y += jump
             a0, a1, a2 = a0 + d * x, a1 + d, a2 + g
+        elif NV == EVENTS:
+            a0 += tl.where(here & (tl.abs(x) > edge), 1.0, 0.0)
         tl.store(Y + at, y, here)
+    if not BACK and NV == EVENTS:
+        tl.store(S + tl.program_id(0) * f + j, tl.sum(a0, 0), inside)
     if BACK:
-        sums = S + tl.program_id(0) * NV * f + j
+        sums = S + tl.program_id(0) * (8 if NV == 8 else 3) * f + j
         tl.store(sums, tl.sum(a0, 0), inside)
         tl.store(sums + f, tl.sum(a1, 0), inside)
         tl.store(sums + 2 * f, tl.sum(a2, 0), inside)
@@ -140,15 +170,16 @@ def _oscillation_kernel(
 def run_triton(
     x: Tensor, vectors: Sequence[Tensor], threshold: float, grad: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """As _run_plain in oscillation.py. The sums of the blocks are added in a fixed order, without atomic operations."""
+    """As oscillation_plain.run_plain. The sums of the blocks are added in a fixed order, without atomic operations."""
     f, w = x.shape[-1], torch.stack([v.float() for v in vectors])
     rows = x.numel() // max(f, 1)
     block = max(32, -(-rows // 128))
     grid = -(-rows // block), -(-f // COLUMNS.value)
     x, y = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
-    g, sums = (x, w) if grad is None else (grad.contiguous(), w.new_empty(grid[0], *w.shape))
+    g = x if grad is None else grad.contiguous()
+    sums = w.new_empty(grid[0], number_of_sums(vectors, grad), f)
     fast = x.dtype.itemsize < 4
     if x.numel():
         with torch.cuda.device_of(x):  # Triton launches on the current device, not on that of its arguments
             _oscillation_kernel[grid](x, w, g, y, sums, rows, f, block, threshold, len(w), grad is not None, fast, 4)
-    return y, None if grad is None else sums.sum(0)
+    return y, sums.sum(0) if sums.size(1) else None

@@ -21,7 +21,7 @@ from kernels.oscillation_triton import _oscillation_kernel
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ARCHITECTURES = (75, 80, 86, 89, 90)  # RTX 20, A100, RTX 30, RTX 40, H100
 DTYPES = ("fp32", "bf16", "fp16")
-FORMS = {"oscillation": 3, "gated": 8}  # form -> number of vectors
+FORMS = {"oscillation": 3, "events": 4, "gated": 8}  # form -> number of vectors
 
 
 class Usage(NamedTuple):

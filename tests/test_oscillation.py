@@ -14,14 +14,16 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import gelu
 
-from kernels import c_library, oscillation, oscillation_cpu
-from kernels.oscillation import oscillate, oscillate_gated, oscillate_gated_plain, oscillate_plain
+from kernels import c_library, oscillation, oscillation_cpu, oscillation_plain
+from kernels.oscillation import oscillate, oscillate_events, oscillate_gated
+from kernels.oscillation_plain import oscillate_events_plain, oscillate_gated_plain, oscillate_plain
 
 ROOT = Path(__file__).parent.parent
 THRESHOLD = 0.3
-VECTORS = {"oscillate": 3, "gated": 8}  # of each form
+VECTORS = {"oscillate": 3, "events": 4, "gated": 8}  # of each form
 needs_compiler = pytest.mark.skipif(c_library.find_compiler() is None, reason="no C compiler")
 each_form = pytest.mark.parametrize("form", VECTORS)
+each_smooth_form = pytest.mark.parametrize("form", ["oscillate", "gated"])  # whose gradient is its derivative
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def path(request, monkeypatch):
     if request.param == "triton":
         from kernels.oscillation_triton import run_triton as kernel
     else:
-        kernel = request.getfixturevalue("c_kernel") if request.param == "C" else oscillation._run_plain
+        kernel = request.getfixturevalue("c_kernel") if request.param == "C" else oscillation_plain.run_plain
     assert kernel is not None
     monkeypatch.setattr(oscillation, "_load_kernel", lambda device_type: (kernel, request.param))
     return request.param
@@ -55,11 +57,15 @@ def make(shape, form, dtype=torch.float32, scale=2.0):
 
 def fused(x, *vectors):
     """The operation under test, in the form that takes so many vectors."""
+    if len(vectors) == 4:
+        return oscillate_events(x, *vectors)[0]
     return oscillate(x, *vectors) if len(vectors) == 3 else oscillate_gated(x, *vectors[:5], THRESHOLD, *vectors[5:])
 
 
 def plain(x, *vectors):
     """The reference of `fused`."""
+    if len(vectors) == 4:
+        return oscillate_events_plain(x, *vectors)[0]
     return oscillate_plain(x, *vectors) if len(vectors) == 3 else oscillate_gated_plain(x, vectors, THRESHOLD)
 
 
@@ -69,7 +75,12 @@ def run(function, x, vectors, grad=None):
     y = function(x, *vectors)
     if grad is None:
         grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
-    return [y.detach(), *torch.autograd.grad(y, (x, *vectors), grad)]
+    return [y.detach(), *torch.autograd.grad(y, (x, *with_gradient(vectors)), grad)]
+
+
+def with_gradient(vectors):
+    """Of a form's vectors those that have a gradient: thresholds have none."""
+    return vectors[:3] if len(vectors) == 4 else vectors
 
 
 FAST = 2**-10  # what a card's fast tanh, right to 11 bits, may move a y or dx of 16 bits
@@ -121,13 +132,13 @@ def test_strides_change_nothing(path, form):
 def test_nan_and_infinity_come_through(path, form):
     x, vectors = make((9, 20), form)
     x[0, 0], x[1, 1], x[2, 2] = math.nan, math.inf, -math.inf
-    vectors[-3][5] = math.nan  # omega, or omega2
-    if form == "gated":
-        vectors[3][6] = math.nan  # gain
+    broken = {"oscillate": [0], "gated": [3, 5], "events": []}[form]  # omega, or gain and omega2
+    for column, n in enumerate(broken, start=5):
+        vectors[n][column] = math.nan
     got, expected = run(fused, x, vectors), run(plain, x, vectors)
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a.isnan(), b.isnan())
-    assert got[0].isnan().sum() == 3 + 9 * (1 if form == "oscillate" else 2)
+    assert got[0].isnan().sum() == 3 + 9 * len(broken)
     assert_close(got, expected, 9)
 
 
@@ -163,7 +174,7 @@ def test_the_c_kernel_is_as_accurate_without_native_instructions(tmp_path):
         assert (kernel(x, vectors, THRESHOLD, None)[0] - plain(x, *vectors)).abs().max() < 2e-6
 
 
-@each_form
+@each_smooth_form
 def test_float64_passes_gradcheck_twice(form):
     x, vectors = make((4, 3), form, torch.float64)
     inputs = [t.double().requires_grad_() for t in (x, *vectors)]
@@ -171,7 +182,7 @@ def test_float64_passes_gradcheck_twice(form):
     assert torch.autograd.gradgradcheck(fused, inputs)
 
 
-@each_form
+@each_smooth_form
 def test_a_second_derivative_is_right(path, form):
     """It is not silently zero, although the kernels only know the first one."""
     x, vectors = make((5, 7), form)
@@ -208,6 +219,40 @@ def test_vectors_of_other_types_get_gradients_of_their_type(path):
             torch.testing.assert_close(a, b, rtol=2**-7, atol=1e-5)
 
 
+# --- hard events ---
+
+
+def test_a_silent_feature_gives_exactly_its_baseline(path):
+    x, vectors = make((40, 17), "events")
+    y, fired = oscillate_events(x, *vectors)
+    silent, (*neuron, threshold) = x.abs() <= vectors[3], vectors
+    assert torch.equal(y[silent], neuron[2].expand(40, 17)[silent])
+    torch.testing.assert_close(y[~silent], oscillate_plain(x, *neuron)[~silent], rtol=1e-5, atol=1e-6)
+    assert torch.equal(fired, (x.abs() > threshold).sum(0).float()) and not fired.requires_grad
+
+
+def test_the_surrogate_gradient_is_its_formula(path):
+    """dy/dx = f'(x) [fires] + f(x) p (1 - p)/w sign(x), p = sigmoid((|x| - t)/w), w = t/4, by another way: float64."""
+    x, (omega, phi, baseline, threshold) = make((40, 17), "events")
+    dx, domega, dphi, dbaseline = run(fused, x, (omega, phi, baseline, threshold), torch.ones(40, 17))[1:]
+    w, phase = threshold.double() / 4, (omega * x + phi).double()
+    p = 1 / (1 + torch.exp(-(x.double().abs() - threshold) / w))
+    tanh, fires = x.double().tanh(), x.abs() > threshold
+    derivative = omega * phase.cos() * tanh + phase.sin() * (1 - tanh**2)
+    expected = derivative * fires + phase.sin() * tanh * p * (1 - p) / w * x.sign()
+    torch.testing.assert_close(dx, expected.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(domega, (phase.cos() * tanh * x * fires).sum(0).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(dphi, (phase.cos() * tanh * fires).sum(0).float(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(dbaseline, torch.full((17,), 40.0))
+
+
+def test_a_threshold_of_zero_silences_nothing_but_zero(path):
+    x, (*neuron, threshold) = make((40, 17), "events")
+    got, expected = run(fused, x, (*neuron, 0 * threshold)), run(plain, x, neuron)
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-5, atol=1e-5)
+    assert all(t.isfinite().all() for t in got)
+
+
 # --- under autograd, autocast and torch.compile ---
 
 
@@ -240,7 +285,7 @@ def test_autocast_leaves_vectors_and_their_gradients_in_float32(path, form):
     y.float().square().sum().backward()
     assert hidden.dtype == y.dtype == torch.bfloat16
     expected = run(plain, hidden, vectors, 2 * y.detach())
-    for v, grad in zip(vectors, expected[2:], strict=True):
+    for v, grad in zip(with_gradient(vectors), expected[2:], strict=True):
         assert v.grad.dtype == torch.float32
         torch.testing.assert_close(v.grad, grad, rtol=1e-5, atol=1e-5)
     assert layer.weight.grad.abs().sum() > 0
@@ -356,7 +401,7 @@ def test_triton_on_its_interpreter():
     """The tests of the Triton path, in a process of their own: Triton chooses its interpreter when it is imported."""
     pytest.importorskip("triton", minversion="3.8")  # older interpreters fail with numpy 2.4
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    tests = "triton and (reference or precision or strides or infinity or phases or repeats)"
+    tests = "triton and (reference or precision or strides or infinity or phases or repeats or baseline or formula)"
     command = [sys.executable, "-m", "pytest", __file__, "--noconftest", "-k", tests]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0 and " passed" in result.stdout and "skipped" not in result.stdout, result.stdout
