@@ -157,7 +157,9 @@ def test_evaluation_touches_nothing(tiny):
     assert train(tiny(init_from="resume", eval_interval=100, dropout=0.1)).val_loss == never.val_loss
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer_type": "adafactor"}, {"mlp": "bio", "dropout": 0.2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer_type": "adafactor"}, {"mlp": "bio", "bio_event": "hard", "dropout": 0.2}]
+)
 def test_stopped_and_resumed_is_never_stopped(tiny, monkeypatch, changes):
     whole = train(tiny(max_iters=12, **changes))
     expected = lines(whole.out_dir), checkpoint.read(Path(whole.out_dir) / "ckpt.pt")["model"]
