@@ -78,7 +78,8 @@ def window_losses(
         x, y, *begins = send_windows(data.windows(split, starts[i : i + batch]), device)  # (B, T) each
         with autocast(device, dtype):
             logits = model(x, y, *begins)[0]  # (B, T, V)
-        token_losses = F.cross_entropy(logits.float().transpose(1, 2), y, reduction="none", ignore_index=-1)  # (B, T)
+        flat = logits.float().flatten(0, 1), y.flatten()  # over (B, V, T) torch adds up V numbers less exactly
+        token_losses = F.cross_entropy(*flat, reduction="none", ignore_index=-1).view_as(y)  # (B, T)
         share = torch.from_numpy(data.targets(split, starts[i : i + batch]) / config.block_size)  # of a window's tokens
         losses.append(token_losses.mean(1).double().cpu() / share)
     model.train(training)
