@@ -47,6 +47,7 @@ VARIANTS = {
     "gelu": {"mlp": "gelu"},
     "bio/none": {"mlp": "bio", "bio_gate": "none"},
     "bio/feature": {"mlp": "bio", "bio_gate": "feature"},
+    "bio/hard": {"mlp": "bio", "bio_event": "hard"},
 }
 GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "batch_size": 12, "vocab_size": 50304}
 SHAPES = {

@@ -64,7 +64,13 @@ def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
     more = "python train.py --help lists the keys that can be set, varied and swept."
     parser = Parser("compare.py", description=__doc__, formatter_class=form, allow_abbrev=False, epilog=more)
     add = parser.add_argument
-    add("--vary", action="append", required=True, metavar="KEY=A,B", help="the difference; given twice, the full grid")
+    add(
+        "--vary",
+        action="append",
+        required=True,
+        metavar="KEY=A,B",
+        help="the difference; given twice, the full grid; KEY+KEY=A+B,C+D varies keys together",
+    )
     control_help = (
         "the arm that all others are judged against (default: the first, of two keys at each value of the second)"
     )

@@ -36,6 +36,26 @@ def parse_varied(text: str) -> tuple[str, list[str]]:
     return HISTORIC.get(key, (key,))[0], [f"--{key}={value}" for value in split_values(values)]
 
 
+def parse_together(text: str) -> tuple[list[str], list[list[str]]]:
+    """
+    'key+other=a,b+c' -> (['key', 'other'], [['--key=a'], ['--key=b', '--other=c']]), of one key or several.
+
+    A value that names fewer parts than there are keys leaves the last keys as they are.
+    """
+    joined, _, values = text.partition("=")
+    keys = joined.split("+")
+    if len(keys) == 1:
+        key, flags = parse_varied(text)
+        return [key], [[flag] for flag in flags]
+    together = []
+    for value in split_values(values):
+        parts = value.split("+")
+        if len(parts) > len(keys):
+            raise UserError(f"{value!r} names {len(parts)} values for the {len(keys)} keys {joined}")
+        together.append([parse_varied(f"{key}={part}")[1][0] for key, part in zip(keys, parts, strict=False)])
+    return [parse_varied(f"{key}=?")[0] for key in keys], together
+
+
 def split_values(text: str) -> list[str]:
     """'a.py:TopK(share=0.1, k=2),gelu' -> its values, split at the commas outside of brackets and of quoted words."""
     values, closing = [""], []  # closing: what ends each bracket or quotation that is open
@@ -82,8 +102,12 @@ def resolve_machine(device: str, dtype: str, compile: bool | str, on_machine: Ca
 
 def unread(config: TrainConfig, neuron: Neuron | None) -> set[str]:
     """Keys that a model of this config, with this neuron of a user's, never looks at."""
-    keys = {"bio_threshold" if config.bio_event == "hard" else "bio_target_rate"}
-    keys = keys if config.mlp == "bio" else {"bio_gate", "bio_threshold", "bio_event", "bio_target_rate"}
+    if config.mlp != "bio":
+        keys = {"bio_gate", "bio_threshold", "bio_event", "bio_target_rate"}
+    elif config.bio_gate == "none":
+        keys = {"bio_event", "bio_target_rate"}
+    else:
+        keys = {"bio_threshold" if config.bio_event == "hard" else "bio_target_rate"}
     keys |= {"c_fc_std"} if stands_for_mlp(neuron) else set()
     dendritic = {"dendritic_branches", "dendritic_beta", "dendritic_beta_init"}
     return keys if config.mlp == "dendritic" else keys | dendritic
@@ -98,16 +122,17 @@ def plan_arms(
     on_machine: Callable = without_context,
 ) -> tuple[list[Arm], dict[str, list]]:
     """
-    vary: 'key=a,b', one or two; sweep: 'key=x,y', any number; control: an arm's name or None; words: train.py's;
+    vary: 'key=a,b', one or two, each of one key or of several together, as parse_together has it; sweep: 'key=x,y', any
+    number; control: an arm's name or None; words: train.py's;
     on_machine(function, *arguments) calls the function on the machine that the runs will have.
 
     -> (arms, the control first; the values of each swept key in their order). Raises UserError where the arms are not
     isolated.
     """
-    varied_flags = [parse_varied(text) for text in vary]
+    together = [parse_together(text) for text in vary]
     swept_flags = [parse_varied(text) for text in sweep]
-    varied, swept = [key for key, _ in varied_flags], [key for key, _ in swept_flags]
-    if len(varied) > 2 or len({*varied, *swept}) < len(varied) + len(swept):
+    varied, swept = [key for keys, _ in together for key in keys], [key for key, _ in swept_flags]
+    if len(together) > 2 or len({*varied, *swept}) < len(varied) + len(swept):
         raise UserError("vary one key, or two as a full grid, and sweep other ones, each given once")
     may_differ = {"dataset"} & set(varied)  # each value is then judged by itself: see contrasts.level_key
     if unfit := {*varied, *swept} & (JUDGES | BYSTANDERS) - may_differ:
@@ -116,7 +141,7 @@ def plan_arms(
         raise UserError("mlp makes an arm of its own: vary it")
     if {"max_iters", "lr_decay_iters", "warmup_iters"} & {*varied, *swept} and match != "steps":
         raise UserError(f"--match={match} sets the number of steps: it cannot be varied or swept")
-    arms = build_arms(varied_flags, words, on_machine)
+    arms = build_arms(together, words, on_machine)
     if len(arms) < 2 or (control or arms[0].name) not in [arm.name for arm in arms]:
         names = ", ".join(arm.name for arm in arms)
         raise UserError(f"a comparison takes two arms or more, one of them the control; there are: {names}")
@@ -128,10 +153,11 @@ def plan_arms(
     return arms, values
 
 
-def build_arms(varied_flags: list[tuple[str, list[str]]], words: list[str], on_machine: Callable) -> list[Arm]:
-    """An arm for each cell of the grid of varied keys whose model is one of its own."""
-    varied, arms = [key for key, _ in varied_flags], []
-    for flags in itertools.product(*(flags for _, flags in varied_flags)):
+def build_arms(together: list[tuple[list[str], list[list[str]]]], words: list[str], on_machine: Callable) -> list[Arm]:
+    """An arm for each cell of the grid of what is varied, as parse_together gives it, whose model is one of its own."""
+    varied, arms = [key for keys, _ in together for key in keys], []
+    for cell in itertools.product(*(values for _, values in together)):
+        flags = [flag for value in cell for flag in value]
         config = resolve(words, flags, varied, on_machine)
         neuron = custom_neuron.load_neuron(config.mlp)
         settings = {key: getattr(config, key) for key in varied}
@@ -139,8 +165,8 @@ def build_arms(varied_flags: list[tuple[str, list[str]]], words: list[str], on_m
         if all(settings != arm.settings for arm in arms):
             name = " ".join(str(value).rpartition(".py:")[2] for value in settings.values())
             arms.append(Arm(name, settings, config, neuron))
-        elif len(varied) == 1:
-            raise UserError(f"--vary names one arm twice: {flags[0].removeprefix('--')}")
+        elif len(together) == 1:
+            raise UserError(f"--vary names one arm twice: {' '.join(flag.removeprefix('--') for flag in flags)}")
     if len({arm.name for arm in arms}) < len(arms):  # classes of one name in several files
         arms = [replace(arm, name=" ".join(map(str, arm.settings.values()))) for arm in arms]
     return arms

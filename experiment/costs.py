@@ -57,6 +57,8 @@ def operations_of(config: GPTConfig) -> float:
     """Operations of one hidden unit of the MLP between its matrices, as Activation counts them; NaN of users' own."""
     if config.mlp == "bio":
         oscillation = 6  # sin(ω·x + φ)·tanh(x) + b
+        if config.hard_events:
+            return oscillation + 2  # |x| > threshold
         gate = 10 + 1 + (2 if config.bio_gate == "feature" else 0)  # two sigmoids with 5·(v - threshold), x·s, g·x + o
         return oscillation if config.bio_gate == "none" else 2 * oscillation + gate
     if config.mlp == "dendritic":

@@ -16,8 +16,8 @@ def plan(vary, *words, sweep=(), control=None, match="steps"):
     return plan_arms(vary, list(sweep), control, match, [*WORDS, *words])
 
 
-def names(vary, control=None):
-    return [arm.name for arm in plan(vary, control=control)[0]]
+def names(vary, *words, control=None):
+    return [arm.name for arm in plan(vary, *words, control=control)[0]]
 
 
 def test_a_file_that_sets_a_second_key_by_the_varied_one_is_refused_by_name(tmp_path):
@@ -47,8 +47,28 @@ def test_a_file_that_is_not_the_same_twice_is_refused(tmp_path):
 def test_a_grid_has_every_cell_that_is_a_model_of_its_own():
     assert names(["mlp=gelu,bio", "bio_gate=none,feature"]) == ["gelu", "bio none", "bio feature"]
     assert names(["mlp=gelu,bio", "n_layer=1,2"], control="bio 2") == ["bio 2", "gelu 1", "gelu 2", "bio 1"]
+    assert names(["mlp=gelu,bio", "bio_event=soft,hard"]) == ["gelu", "bio soft", "bio hard"]
+    assert names(["bio_event=soft,hard", "bio_target_rate=0.5,0.15"], "--mlp=bio") == ["soft", "hard 0.5", "hard 0.15"]
     arms, _ = plan(["use_bio_mlp=False,True"])
     assert [(arm.name, arm.config.mlp) for arm in arms] == [("gelu", "gelu"), ("bio", "bio")]
+
+
+def test_keys_that_are_varied_together_make_an_arm_of_each_value():
+    values = "gelu,bio+none,bio+feature+soft,bio+feature+hard+0.5,bio+feature+hard+.04"
+    vary = f"mlp+bio_gate+bio_event+bio_target_rate={values}"
+    arms, _ = plan([vary])
+    assert [a.name for a in arms] == [
+        "gelu",
+        "bio none",
+        "bio feature soft",
+        "bio feature hard 0.5",
+        "bio feature hard 0.04",
+    ]
+    assert (
+        arms[-1].config.bio_target_rate == 0.04
+        and arms[1].config == plan(["mlp=gelu,bio"], "--bio_gate=none")[0][1].config
+    )
+    assert names(["n_head+n_embd=1+8,2+16", "mlp=gelu,bio"]) == ["1 8 gelu", "1 8 bio", "2 16 gelu", "2 16 bio"]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +77,8 @@ def test_a_grid_has_every_cell_that_is_a_model_of_its_own():
         (["seed=1,2"], {}, "seed is no property of the model"),
         (BOTH, {"sweep": ["out_dir=1,2"]}, "out_dir is no property"),
         (BOTH, {"sweep": ["dataset=a,b"]}, "dataset is no property"),
+        (["mlp+n_layer=gelu+1+2,bio"], {}, "'gelu+1+2' names 3 values for the 2 keys mlp+n_layer"),
+        (["mlp+lerning_rate=gelu,bio"], {}, "did you mean 'learning_rate'?"),
         (["lerning_rate=1,2"], {}, "did you mean 'learning_rate'?"),
         (["mlp=gelu,gelu"], {}, "names one arm twice"),
         (["mlp=gelu"], {}, "two arms or more"),

@@ -32,6 +32,7 @@ def test_operations_of_an_activation_are_those_of_its_equation(name):
 def test_a_gate_and_branches_cost_more_than_the_oscillation_alone():
     none, feature, dense = (operations_of(GPTConfig(mlp="bio", bio_gate=gate)) for gate in ("none", "feature", "dense"))
     assert (none, feature, dense) == (6, 25, 23)
+    assert operations_of(GPTConfig(mlp="bio", bio_event="hard")) == 8
     assert operations_of(GPTConfig(mlp="dendritic", dendritic_branches=2)) == 10
     assert math.isnan(operations_of(GPTConfig(mlp="mine.py:Wave")))
 

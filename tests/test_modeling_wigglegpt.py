@@ -17,6 +17,7 @@ LETTERS = "\n abcdefghijkl"
 UNITS = [
     *({"mlp": mlp} for mlp in MLPS if mlp not in ("bio", "dendritic")),
     *({"mlp": "bio", "bio_gate": gate} for gate in ("none", "feature", "dense")),
+    {"mlp": "bio", "bio_event": "hard"},
     *({"mlp": "dendritic", "dendritic_beta": beta} for beta in ("layer", "unit", "channel", "fixed")),
     {"mlp": "dendritic", "dendritic_branches": 4},
 ]
@@ -35,6 +36,9 @@ def noisy(**changes):
         for i, parameter in enumerate(model.parameters()):
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
             parameter.add_(0.3 * noise)  # biases and norms too, which start at 0 and 1
+        for name, buffer in model.named_buffers():
+            if name.endswith("threshold"):
+                buffer.uniform_(0.0, 2.0, generator=torch.Generator().manual_seed(0))
     return model
 
 

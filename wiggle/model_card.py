@@ -28,6 +28,7 @@ GATES = {
     "none": "",
     "feature": ", then a gate of each feature, v = sigmoid(g·x + o), and oscillation of x·sigmoid(5·(v - threshold))",
     "dense": ", then a gate over all features, v = sigmoid(W x + o), and a second oscillation",
+    "hard": " where a feature fires, |x| > threshold, and b where it is silent",
 }
 OPEN = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,7 +52,7 @@ OF_THE_MACHINE += ("max_blowup", "wandb_log", "wandb_project", "wandb_run_name",
 def model_card(model: GPT, tokenizer: Tokenizer, meta: dict) -> str:
     """The text of README.md, from what checkpoint.load_model returned and the model's tokenizer."""
     c = model.config
-    gate = GATES[c.bio_gate] if c.mlp == "bio" else ""
+    gate = GATES["hard" if c.hard_events else c.bio_gate] if c.mlp == "bio" else ""
     parts = {
         "position": f"positions: {c.position}",
         "norm": "RMSNorm" if c.use_rmsnorm else "LayerNorm",

@@ -34,8 +34,9 @@ POINTWISE = {
 GATED = {"swiglu": F.silu, "geglu": F.gelu}  # f of y = f(x)·z with x, z the halves of c_fc's output
 SHAPE = {"block_size": 1024, "vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768, "intermediate_size": 3072}
 PARTS = {"mlp": "gelu", "bias": True, "dropout": 0.0, "use_rmsnorm": False, "position": "learned", "qk_norm": False}
-UNITS = {"bio_gate": "feature", "bio_threshold": 0.25, "dendritic_branches": 2, "dendritic_beta": "layer"}
-DEFAULTS = SHAPE | PARTS | UNITS | {"use_cache": True}
+BIO = {"bio_gate": "feature", "bio_threshold": 0.25, "bio_event": "soft", "bio_target_rate": 0.15}
+DENDRITIC = {"dendritic_branches": 2, "dendritic_beta": "layer"}
+DEFAULTS = SHAPE | PARTS | BIO | DENDRITIC | {"use_cache": True}
 
 
 class WiggleGPTConfig(PretrainedConfig):
@@ -59,11 +60,6 @@ class WiggleGPTConfig(PretrainedConfig):
 def oscillate(x, omega, phi, baseline):
     """sin(ω·x + φ)·tanh(x) + b with ω, φ, b of each feature."""
     return torch.sin(omega * x + phi) * torch.tanh(x) + baseline
-
-
-def snake(x, a):
-    """x + sin²(a·x)/a with a of each feature."""
-    return x + torch.sin(a * x).square() / (a + 1e-9)
 
 
 def xielu(x, positive, negative):
@@ -94,18 +90,21 @@ class Neuron(nn.Module):
 
 NEURONS = {  # mlp -> number of features -> module, for the activations with parameters
     "bio": lambda features: Neuron(oscillate, omega=features, phi=features, baseline=features),
-    "snake": lambda features: Neuron(snake, a=features),
+    "snake": lambda features: Neuron(lambda x, a: x + torch.sin(a * x).square() / (a + 1e-9), a=features),
     "xielu": lambda features: Neuron(xielu, positive=1, negative=1),
     "polynorm": lambda features: Neuron(polynorm, coefficients=3, bias=1),
 }
 
 
 class SparseEventGate(nn.Module):
-    """v = sigmoid(g·x + o), s = sigmoid(5·(v - threshold)), y = oscillate(x·s); dense: matrices before both."""
+    """oscillate(u·sigmoid(5·(v - threshold))), v = sigmoid(g·u + o), u = neuron(x); hard: u where |x| > threshold."""
 
     def __init__(self, config):
         super().__init__()
-        features = config.intermediate_size
+        features, self.hard = config.intermediate_size, config.bio_event == "hard"
+        if self.hard:
+            self.threshold = nn.Parameter(torch.ones(features), requires_grad=False)
+            return
         self.threshold, self.dense = config.bio_threshold, config.bio_gate == "dense"
         if self.dense:
             self.gate = nn.Linear(features, features, bias=config.bias)
@@ -115,9 +114,12 @@ class SparseEventGate(nn.Module):
             self.offset = nn.Parameter(torch.zeros(features))
         self.activation = NEURONS["bio"](features)
 
-    def forward(self, x):
-        voltage = torch.sigmoid(self.gate(x) if self.dense else self.gain * x + self.offset)
-        passed = (x * torch.sigmoid(5 * (voltage - self.threshold))).to(x.dtype)
+    def forward(self, x, neuron):
+        u = neuron(x)
+        if self.hard:
+            return torch.where(x.float().abs() > self.threshold, u, neuron.baseline.to(u.dtype))
+        voltage = torch.sigmoid(self.gate(u) if self.dense else self.gain * u + self.offset)
+        passed = (u * torch.sigmoid(5 * (voltage - self.threshold))).to(u.dtype)
         return self.activation(self.transform(passed) if self.dense else passed)
 
 
@@ -144,8 +146,7 @@ class MLP(nn.Module):
     def activate(self, x):
         """The output of c_fc, (B, T, branches·F) -> hidden units (B, T, F)."""
         if self.kind == "bio":
-            x = self.oscillating(x)
-            return x if self.sparse_gate is None else self.sparse_gate(x)
+            return self.oscillating(x) if self.sparse_gate is None else self.sparse_gate(x, self.oscillating)
         if self.kind == "dendritic":  # Σ_k softmax_k(β z)_k · z_k over the K branches of each unit
             z = x.unflatten(-1, (self.branches, self.hidden))
             beta = self.log_beta.exp().view(-1, min(self.hidden, self.log_beta.numel()))
@@ -227,7 +228,7 @@ class WiggleGPTForCausalLM(PreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         # A neuron's few and delicate vectors stay in float32 in a bfloat16 model.
         parts = {part for name, _ in self.named_parameters() for part in name.split(".")}
-        self._keep_in_fp32_modules_strict = parts & {"oscillating", "activation", "neuron", "log_beta"}
+        self._keep_in_fp32_modules_strict = parts & {"oscillating", "threshold", "activation", "neuron", "log_beta"}
         self.post_init()
 
     def get_input_embeddings(self):
