@@ -25,9 +25,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from kernels import attention as fused_attention
+from kernels import event_mlp
 from kernels.activations import ACTIVATIONS
 from kernels.cross_entropy import chunked_cross_entropy
 from kernels.decoding import STEP_OPTIONS, KVCache, pick_tokens
+from kernels.event_mlp import EventMLP
 from kernels.matmul import Linear
 from kernels.neurons import HardEventGate, OscillatingNeuron, SparseEventGate
 from kernels.oscillation import oscillate_gated
@@ -152,8 +154,11 @@ class BioMLP(nn.Module):
             self.sparse_gate = SparseEventGate(hidden, config.bio_threshold, dense, config.bias, input_std)
         self.c_proj = Linear(hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
+        self.steps: EventMLP | None = None
 
     def forward(self, x):
+        if not torch.compiler.is_compiling() and not self.training and self.steps is not None and self.steps.serves(x):
+            return self.steps(x)
         x, gate = self.c_fc(x), self.sparse_gate  # (B, T, F)
         if isinstance(gate, HardEventGate):
             x = gate(x, self.oscillating)
@@ -165,6 +170,13 @@ class BioMLP(nn.Module):
             second = (gate.activation.omega, gate.activation.phi, gate.activation.baseline)
             x = oscillate_gated(x, *first, gate.gain, gate.offset, gate.threshold, *second)
         return self.dropout(self.c_proj(x))  # (B, T, C)
+
+    def prepare_steps(self) -> None:
+        """With hard events: lay the weights out for steps of one token, which then read what fires alone."""
+        hard = isinstance(self.sparse_gate, HardEventGate)
+        if hard and (self.steps is None or not self.steps.is_current()):
+            self.steps = None  # before the new one takes memory
+            self.steps = event_mlp.prepare(self.c_fc, self.c_proj, self.oscillating, self.sparse_gate)
 
     def fires(self, x: Tensor) -> Tensor:
         """Which hidden features fire, of an MLP with a gate. x: input of c_fc (..., C) -> bool (..., F)."""
@@ -607,6 +619,9 @@ class GPT(nn.Module):
         seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=device).scatter_(1, idx, True)
         cache = (cache or self.new_cache(B, T + max_new_tokens)) if use_cache else None
         step = self._next_logits
+        if self.config.hard_events and B == 1 and use_cache and not compiled:
+            for block in self.transformer.h:
+                block.mlp.prepare_steps()
         if compiled:
             step = torch.compile(self._next_logits_compiled, fullgraph=True, dynamic=False, options=STEP_OPTIONS)
         start, token, training = max(0, T - size), None, self.training

@@ -59,10 +59,10 @@ def build_library(name: str, compiler: str, flags: tuple[str, ...], folder: Path
     The file name holds a hash of all that the library depends on. Raises OSError or subprocess.SubprocessError.
     """
     source = Path(__file__).with_name(name)
-    # The predefined macros tell the compiler's version and this CPU's instruction sets: machines of different kinds may
-    # share one home folder.
-    macros = run_compiler(compiler, *flags, "-dM", "-E", "-x", "c", os.devnull)
-    key = hashlib.sha256(source.read_bytes() + repr((compiler, flags)).encode() + macros).hexdigest()[:20]
+    # The preprocessed text holds what the file includes, and the predefined macros (-dD), which tell the compiler's
+    # version and this CPU's instruction sets: machines of different kinds may share one home folder.
+    text = run_compiler(compiler, *flags, "-dD", "-P", "-E", str(source))
+    key = hashlib.sha256(text + repr((compiler, flags)).encode()).hexdigest()[:20]
     path = folder / f"{source.stem}-{key}.so"
     if not path.exists():
         # The library is renamed out of a folder of its own, so that two processes that build it at once do not meet.

@@ -1,0 +1,121 @@
+// A matrix's rows screened through an 8-bit copy: a product with one vector, and how far from the exact one it can be.
+// Equations: screen.py.
+#include <math.h>
+#include <stdint.h>
+#ifdef __AVX512VNNI__
+#include <immintrin.h>
+#endif
+
+#define CHUNK 64 // bytes of a row that lie together in the 8-bit copy
+#define ROWS 4   // rows whose chunks alternate in the 8-bit copy, so that reading it is one linear stream
+#define GROUP 64 // rows that are screened together, at most
+#define LANES 16 // numbers that a dot product adds up side by side
+#define AHEAD 2  // rows that are asked for before their turn
+
+// screen.py's Screen.
+typedef struct {
+    const int8_t *coarse;                    // (rows / ROWS, stride / CHUNK, ROWS, CHUNK)
+    const float *scale, *error, *norm, *sum; // (rows,) each
+} Screen;
+
+// x in 16-bit integers: x = step (256 (high - 128) + low) + rest, with size >= |x| and lost >= |rest|.
+typedef struct {
+    const uint8_t *high, *low; // (stride,) each
+    double step, size, lost;
+    long width, stride;
+} Vector;
+
+// Round x (width), padded with zeros, into space (2, stride). Where a number is not finite, or nearly so, size is not.
+static Vector quantise(const float *x, long width, long stride, uint8_t *space) {
+    uint8_t *high = space, *low = space + stride;
+    double largest = 0, squares = 0, lost = 0;
+    for (long c = 0; c < width; c++) {
+        largest = fabs(x[c]) > largest ? fabs(x[c]) : largest;
+        squares += (double)x[c] * x[c];
+    }
+    int usable = squares < 1e60 && largest > 1e-30;
+    double step = usable ? largest / 32767 : 1, inverse = usable ? 32767 / largest : 0;
+    for (long c = 0; c < width; c++) {
+        int whole = usable ? (int)lrint(x[c] * inverse) : 0;
+        double rest = x[c] - step * whole;
+        lost += rest * rest;
+        high[c] = (whole >> 8) + 128;
+        low[c] = whole & 255;
+    }
+    for (long c = width; c < stride; c++) high[c] = low[c] = 0;
+    double size = squares < 1e60 ? sqrt(squares) * (1 + 1e-9) : INFINITY;
+    return (Vector){high, low, step, size, sqrt(lost) * (1 + 1e-9), width, stride};
+}
+
+// high[r], low[r]: the dot products of row r of q with both halves of x. count: rows, a multiple of ROWS.
+#ifdef __AVX512VNNI__
+static inline __m128i sums_of_lanes(const __m512i *v) {
+    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+    __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+static void integer_products(const int8_t *q, long count, const Vector *x, int32_t *high, int32_t *low) {
+    for (long r = 0; r < count; r += ROWS) {
+        __m512i h[ROWS] = {0}, l[ROWS] = {0};
+        for (long c = 0; c < x->stride; c += CHUNK) {
+            __m512i xh = _mm512_loadu_si512(x->high + c), xl = _mm512_loadu_si512(x->low + c);
+            for (int k = 0; k < ROWS; k++, q += CHUNK) {
+                __m512i w = _mm512_loadu_si512(q);
+                h[k] = _mm512_dpbusd_epi32(h[k], xh, w);
+                l[k] = _mm512_dpbusd_epi32(l[k], xl, w);
+            }
+        }
+        _mm_storeu_si128((__m128i *)(high + r), sums_of_lanes(h));
+        _mm_storeu_si128((__m128i *)(low + r), sums_of_lanes(l));
+    }
+}
+#else
+static void integer_products(const int8_t *q, long count, const Vector *x, int32_t *high, int32_t *low) {
+    for (long r = 0; r < count; r++) high[r] = low[r] = 0;
+    for (long r = 0; r < count; r += ROWS)
+        for (long c = 0; c < x->stride; c += CHUNK)
+            for (int k = 0; k < ROWS; k++, q += CHUNK) {
+                int32_t h = 0, l = 0;
+                for (int i = 0; i < CHUNK; i++) {
+                    h += q[i] * x->high[c + i];
+                    l += q[i] * x->low[c + i];
+                }
+                high[r + k] += h;
+                low[r + k] += l;
+            }
+}
+#endif
+
+// For the rows [first, first + n), first a multiple of ROWS and n <= GROUP: the middle and the half width of an
+// interval that holds the row's product with x, computed in float32 in whatever order. Not finite, or too wide, for an
+// x that is not usable.
+static void screen(const Screen *s, const Vector *x, long first, int n, double *middle, double *bound) {
+    int32_t high[GROUP], low[GROUP];
+    integer_products(s->coarse + first * x->stride, (n + ROWS - 1) / ROWS * ROWS, x, high, low);
+    const float *scale = s->scale + first, *error = s->error + first, *norm = s->norm + first, *sum = s->sum + first;
+    double rounding = 1.01 * (x->width + 8) * 0x1p-24, near = x->size + x->lost, far = x->lost + rounding * x->size;
+    for (int k = 0; k < n; k++) {
+        middle[k] = scale[k] * x->step * (256 * ((double)high[k] - sum[k]) + low[k]);
+        bound[k] = error[k] * near + norm[k] * far + 1e-35; // the last for products that underflow
+    }
+}
+
+// Ask for n floats in the second-level cache, which can wait for far more of memory than the first-level cache.
+static inline void prefetch(const float *row, long n) {
+    for (long i = 0; i < n; i += 16) __builtin_prefetch(row + i, 0, 2);
+}
+
+// The dot product of a and b; meanwhile n floats of `next` are asked for.
+static inline float dot(const float *restrict a, const float *restrict b, long n, const float *next) {
+    float part[4 * LANES] = {0}, total = 0;
+    long c = 0;
+    for (; c + 4 * LANES <= n; c += 4 * LANES) {
+        prefetch(next + c, 4 * LANES);
+        for (int l = 0; l < 4 * LANES; l++) part[l] = FMA(a[c + l], b[c + l], part[l]);
+    }
+    for (; c < n; c++) part[c % LANES] = FMA(a[c], b[c], part[c % LANES]);
+    for (int l = 0; l < LANES; l++) total += (part[l] + part[l + LANES]) + (part[l + 2 * LANES] + part[l + 3 * LANES]);
+    return total;
+}
