@@ -135,11 +135,21 @@ def train_and_judge(config: TrainConfig, neuron: Neuron | None, stage: str, keep
         "seconds": round(result.seconds, 2),
         "curve": [[line["tokens"], line["val_loss"]] for line in result.history if "val_loss" in line],
         "first_losses": result.first_losses,
+        "event_rate": late_event_rate(result.history, result.steps),
         "nonlinearity": {
             "start": nonlinearity(GPT(model.config, neuron, config.seed).to(device), data),
             "end": nonlinearity(model, data),
         },
     }
+
+
+def late_event_rate(history: list[dict], steps: int) -> list[float] | None:
+    """
+    The share of hidden features that fire, by layer, the mean over what was logged in the last half of so many steps;
+    None for a model without events. history: the lines of metrics.jsonl.
+    """
+    late = [line["event_rate"] for line in history if line["step"] > steps / 2 and line.get("event_rate")]
+    return [round(statistics.mean(layer), 4) for layer in zip(*late, strict=True)] or None
 
 
 def nonlinearity(model: GPT, data: Dataset) -> list[list[float]] | None:

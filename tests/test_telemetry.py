@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model_bio import GPT, GPTConfig
-from wiggle.telemetry import nonlinearities, unexplained_share
+from wiggle.telemetry import event_rates, nonlinearities, unexplained_share
 
 
 def small(**changes):
@@ -27,6 +27,14 @@ class Affine(nn.Module):
 
     def forward(self, x):
         return 3 * x + 1
+
+
+def test_a_rectifiers_feature_fires_where_its_input_is_positive(idx):
+    model, positive = GPT(small(mlp="relu2"), seed=1).eval(), []
+    for block in model.transformer.h:
+        block.mlp.c_fc.register_forward_hook(lambda module, args, h: positive.append((h > 0).float().mean()))
+    rates = event_rates(model, idx)
+    assert torch.equal(rates, torch.stack(positive)) and 0.3 < rates.min() < rates.max() < 0.7
 
 
 def test_an_affine_map_leaves_nothing_unexplained_and_noise_all():

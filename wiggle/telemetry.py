@@ -8,17 +8,28 @@ from torch.utils.hooks import RemovableHandle
 from model_bio import GPT, OwnMLP
 from wiggle.sharded import whole
 
+RECTIFIERS = {"relu", "relu2", "relu2_clipped"}  # activations that are exactly 0 on one side
+
 
 @torch.no_grad()
 def event_rates(model: GPT, idx: torch.Tensor) -> torch.Tensor | None:
-    """The share of hidden features that fire on idx (B, T), by layer: (n_layer,); None for a model without a gate."""
-    if model.config.mlp != "bio" or model.config.bio_gate == "none":
+    """
+    The share of hidden features that fire on idx (B, T), by layer: (n_layer,); None for a model without events.
+
+    A feature with a gate fires as the gate says, and that of a rectifier where it is not 0.
+    """
+    gated = model.config.mlp == "bio" and model.config.bio_gate != "none"
+    if not gated and model.config.mlp not in RECTIFIERS:
         return None
-    rates = []
-    hooks = [
-        block.mlp.register_forward_pre_hook(lambda mlp, args: rates.append(mlp.event_rate(args[0])))
-        for block in model.transformer.h
-    ]
+    rates, hooks = [], []
+    for block in model.transformer.h:
+        if gated:
+            hook = block.mlp.register_forward_pre_hook(lambda mlp, args: rates.append(mlp.event_rate(args[0])))
+        else:
+            hook = block.mlp.c_proj.register_forward_pre_hook(
+                lambda _, args: rates.append((args[0] != 0).float().mean())
+            )
+        hooks.append(hook)
     run_hooked(model, idx, hooks)
     return torch.stack(rates)
 
