@@ -28,7 +28,7 @@ from kernels import attention as fused_attention
 from kernels import event_mlp
 from kernels.activations import ACTIVATIONS
 from kernels.cross_entropy import chunked_cross_entropy
-from kernels.decoding import STEP_OPTIONS, KVCache, pick_tokens
+from kernels.decoding import STEP_OPTIONS, KVCache, Past, pick_tokens
 from kernels.event_mlp import EventMLP
 from kernels.matmul import Linear
 from kernels.neurons import HardEventGate, OscillatingNeuron, SparseEventGate
@@ -302,8 +302,8 @@ class CausalSelfAttention(nn.Module):
     Multi-head attention in which a token sees itself and those before it. (B, T, C) -> same.
 
     rope: cos and sin of the tokens' positions, (T, D/2) each, or (B, 1, T, D/2) where they differ by sequence, or None.
-    extend: while generating, stores keys and values and gives back all to look at (KVCache.extend), or None. mask:
-    what each token may look at (`conversation_mask`), or None for all tokens up to itself.
+    past: while generating, where keys and values are kept and those of earlier tokens found (Past), or None. mask: what
+    each token may look at (`conversation_mask`), or None for all tokens up to itself.
     """
 
     def __init__(self, config: GPTConfig):
@@ -315,11 +315,15 @@ class CausalSelfAttention(nn.Module):
         self.dropout = config.dropout
         self.qk_norm = config.qk_norm
 
-    def forward(self, x, rope=None, extend=None, mask=None):
+    def forward(self, x, rope=None, past=None, mask=None):
         B, T, C = x.shape
         qkv, dropout = self.c_attn(x), self.dropout if self.training else 0.0  # (B, T, 3C)
-        if extend is None and mask is None and not dropout and fused_attention.serves(qkv):
+        if past is None and mask is None and not dropout and fused_attention.serves(qkv):
             return self.resid_dropout(self.c_proj(fused_attention.attend(qkv, self.n_head, self.qk_norm, rope)))
+        if past is not None and isinstance(past.places, slice) and fused_attention.serves_step(qkv, past.keys):
+            place = past.places.start
+            y = fused_attention.attend_step(qkv, self.n_head, self.qk_norm, rope, past.keys, past.values, place)
+            return self.resid_dropout(self.c_proj(y))
         qk, v = qkv.split((2 * C, C), dim=2)
         qk = qk.view(B, T, 2 * self.n_head, C // self.n_head).transpose(1, 2)  # (B, 2H, T, D)
         v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, T, D)
@@ -328,8 +332,8 @@ class CausalSelfAttention(nn.Module):
         if rope is not None:
             qk = rotate(qk, *rope)
         q, k = qk.split(self.n_head, dim=1)
-        if extend is not None:
-            k, v, mask = extend(k, v)  # (B, H, S, D), S >= T
+        if past is not None:
+            k, v, mask = past.extend(k, v)  # (B, H, S, D), S >= T
         # a single token may look at all that a cache holds, so it is not causal
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=mask is None and T > 1)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)
@@ -337,7 +341,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). (B, T, C) -> same; rope, extend and mask are attention's."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). (B, T, C) -> same; rope, past and mask are attention's."""
 
     def __init__(self, config: GPTConfig, neuron: Callable[..., nn.Module] | None = None, layer: int = 0):
         super().__init__()
@@ -356,8 +360,8 @@ class Block(nn.Module):
             activation = ACTIVATIONS[config.mlp]
             self.mlp = MLP(config, activation.build, activation.fan)
 
-    def forward(self, x, rope=None, extend=None, mask=None):
-        x = x + self.attn(self.ln_1(x), rope, extend, mask)
+    def forward(self, x, rope=None, past=None, mask=None):
+        x = x + self.attn(self.ln_1(x), rope, past, mask)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -474,11 +478,8 @@ class GPT(nn.Module):
         x = self.transformer.drop(x)
         recompute = self.config.gradient_checkpointing and self.training
         for layer, block in enumerate(self.transformer.h):
-            extend = None if cache is None else functools.partial(cache.extend, layer, places)
-            if recompute:
-                x = checkpoint(block, x, rope, None, mask, use_reentrant=False)
-            else:
-                x = block(x, rope, extend, mask)
+            past = None if cache is None else Past(cache, layer, places)
+            x = checkpoint(block, x, rope, None, mask, use_reentrant=False) if recompute else block(x, rope, past, mask)
         return self.transformer.ln_f(x)
 
     def forward(

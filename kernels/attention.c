@@ -58,6 +58,29 @@ INLINE void multiply(long rows, long columns, long n, const float *a, long ai, l
         }
 }
 
+// Normalise x (D), padded with zeros, where norm is 1, and rotate it unless cosine is NULL, in place -> the factor
+// 1 / sqrt(mean(x^2) + 1e-6), or 1.
+INLINE float make_ready(float *restrict x, long D, int norm, const float *cosine, const float *sine) {
+    long Dp = PADDED(D), half = D / 2;
+    float r = 1;
+    if (norm) {
+        float part[LANES] = {0};
+        for (long d = 0; d < Dp; d += LANES)
+            for (int l = 0; l < LANES; l++) part[l] += x[d + l] * x[d + l];
+        r = 1 / sqrtf(sum_of_lanes(part) / D + 1e-6f);
+        for (long d = 0; d < Dp; d++) x[d] *= r;
+    }
+    if (cosine) {
+        float *restrict a = x, *restrict b = x + half;
+        for (long d = 0; d < half; d++) {
+            float first = a[d], second = b[d];
+            a[d] = first * cosine[d] - second * sine[d];
+            b[d] = first * sine[d] + second * cosine[d];
+        }
+    }
+    return r;
+}
+
 // Copy one head's queries, keys or values x (T, D), rows `stride` apart, to y, padded: normalised, with the factors
 // r = 1 / sqrt(mean(x^2) + 1e-6), unless r is NULL, then rotated unless cosine is NULL. Unless transpose is NULL, y is
 // copied there, too, transposed.
@@ -68,22 +91,8 @@ static void load_head(const float *x, long stride, long T, long D, const float *
     for (long t = 0; t < T; t++, y += Dp) {
         memcpy(y, x + t * stride, D * sizeof(float));
         for (long d = D; d < Dp; d++) y[d] = 0;
-        if (r) {
-            float part[LANES] = {0};
-            for (long d = 0; d < Dp; d += LANES)
-                for (int l = 0; l < LANES; l++) part[l] += y[d + l] * y[d + l];
-            r[t] = 1 / sqrtf(sum_of_lanes(part) / D + 1e-6f);
-            for (long d = 0; d < Dp; d++) y[d] *= r[t];
-        }
-        if (cosine) {
-            const float *c = cosine + t * half, *s = sine + t * half;
-            float *restrict a = y, *restrict b = y + half;
-            for (long d = 0; d < half; d++) {
-                float first = a[d], second = b[d];
-                a[d] = first * c[d] - second * s[d];
-                b[d] = first * s[d] + second * c[d];
-            }
-        }
+        float factor = make_ready(y, D, r != NULL, cosine ? cosine + t * half : NULL, cosine ? sine + t * half : NULL);
+        if (r) r[t] = factor;
     }
     if (!transpose) return;
     y -= T * Dp;
@@ -205,5 +214,51 @@ void attention(int64_t B, int64_t T, int64_t H, int64_t D, int threads, int norm
         if (!dy) continue;
         load_head_backward(dk, k, rk, 3 * C, T, D, cosine, sine, dx + C);
         load_head_backward(dv, v, NULL, 3 * C, T, D, NULL, NULL, dx + 2 * C);
+    }
+}
+
+// The dot product of q and k (D), summed up in a tree: the chains of a sum in order would be waited for.
+INLINE float dot(const float *q, const float *k, long D) {
+    float part[LANES] = {0};
+    long d = 0;
+    for (; d + LANES <= D; d += LANES)
+        for (int l = 0; l < LANES; l++) part[l] += q[d + l] * k[d + l];
+    for (; d < D; d++) part[d % LANES] += q[d] * k[d];
+    for (int half = LANES / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) part[l] += part[l + half];
+    return part[0];
+}
+
+// The number of floats of scratch space that one thread needs for a step at place n - 1.
+int64_t attention_step_scratch(int64_t n, int64_t D) { return PADDED(n) + 2 * PADDED(D); }
+
+// One token of each sequence, at place n - 1, with the keys and values of those before it kept: qkv: (B, 3, H, D); keys
+// and values: (B, H, tokens, D), whose rows n - 1 receive the token's own; y: (B, H, D); norm, cosine and sine (D/2) as
+// above; scratch: threads times attention_step_scratch floats.
+void attention_step(int64_t B, int64_t H, int64_t D, int64_t tokens, int64_t n, int threads, int norm, const float *qkv,
+                    const float *cosine, const float *sine, float *keys, float *values, float *y, float *scratch) {
+    long C = H * D;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t task = 0; task < B * H; task++) {
+        float *p = scratch + omp_get_thread_num() * attention_step_scratch(n, D), *q = p + PADDED(n);
+        float *restrict out = q + PADDED(D), *key = keys + task * tokens * D, *value = values + task * tokens * D;
+        const float *x = qkv + task / H * 3 * C + task % H * D;
+        memset(q, 0, 2 * PADDED(D) * sizeof(float));
+        memcpy(q, x, D * sizeof(float));
+        memcpy(out, x + C, D * sizeof(float));
+        make_ready(q, D, norm, cosine, sine);
+        make_ready(out, D, norm, cosine, sine);
+        memcpy(key + (n - 1) * D, out, D * sizeof(float));
+        memcpy(value + (n - 1) * D, x + 2 * C, D * sizeof(float));
+        for (long j = 0; j < n; j++) p[j] = dot(q, key + j * D, D);
+        softmax(p, n, PADDED(n), 1 / sqrtf(D));
+        memset(out, 0, D * sizeof(float));
+        long j = 0;
+        for (const float *v = value; j + 4 <= n; j += 4, v += 4 * D)
+            for (long d = 0; d < D; d++)
+                out[d] += p[j] * v[d] + p[j + 1] * v[D + d] + (p[j + 2] * v[2 * D + d] + p[j + 3] * v[3 * D + d]);
+        for (; j < n; j++)
+            for (long d = 0; d < D; d++) out[d] += p[j] * value[j * D + d];
+        memcpy(y + task * D, out, D * sizeof(float));
     }
 }

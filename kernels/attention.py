@@ -9,7 +9,6 @@ dropout.
 
 import ctypes
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,12 +21,12 @@ from kernels.c_library import load_library
 def serves(qkv: Tensor) -> bool:
     """Whether `attend` takes qkv; where it does not, the caller computes the same by torch's own operations."""
     fits = qkv.device.type == "cpu" and qkv.dtype == torch.float32 and not torch.compiler.is_compiling()
-    return fits and _load_kernel()[0] is not None
+    return fits and _load_library()[0] is not None
 
 
 def backend(device: torch.device | str) -> str:
     """What serves a device in eager mode and float32: 'C (gcc, OpenMP)', or 'plain torch' and perhaps a reason."""
-    return _load_kernel()[1] if torch.device(device).type == "cpu" else "plain torch"
+    return _load_library()[1] if torch.device(device).type == "cpu" else "plain torch"
 
 
 def attend(qkv: Tensor, heads: int, norm: bool = False, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -48,6 +47,38 @@ def attend(qkv: Tensor, heads: int, norm: bool = False, rope: tuple[Tensor, Tens
     return _Attention.apply(qkv, heads, norm, cos, sin)
 
 
+def serves_step(qkv: Tensor, keys: Tensor) -> bool:
+    """Whether `attend_step` takes qkv and the kept keys; where it does not, as with `serves`."""
+    return qkv.size(1) == 1 and keys.dtype == torch.float32 and not torch.is_grad_enabled() and serves(qkv)
+
+
+def attend_step(
+    qkv: Tensor,
+    heads: int,
+    norm: bool,
+    rope: tuple[Tensor, Tensor] | None,
+    keys: Tensor,
+    values: Tensor,
+    place: int,
+) -> Tensor:
+    """
+    `attend` for the token at `place` alone, in one call instead of some twenty operations on a few numbers each.
+
+    qkv: (B, 1, 3·C), norm and rope as there. keys and values: contiguous (B, H, tokens, D), of those before it, ready
+    to be multiplied; its own are added. -> (B, 1, C).
+    """
+    (B, _, width), tokens = qkv.shape, keys.size(2)
+    C, D = width // 3, width // (3 * heads)
+    lib = _load_library()[0]
+    threads = max(1, min(torch.get_num_threads(), B * heads, 1 + B * C * place // 2**16))
+    y, scratch = qkv.new_empty(B, 1, C), qkv.new_empty(threads * lib.attention_step_scratch(place + 1, D))
+    cos, sin = (None, None) if rope is None else (table.data_ptr() for table in rope)
+    pointers = (t.data_ptr() for t in (keys, values, y, scratch))
+    sizes = B, heads, D, tokens, place + 1, threads, norm
+    lib.attention_step(*sizes, qkv.contiguous().data_ptr(), cos, sin, *pointers)
+    return y
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -55,31 +86,35 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(qkv, cos, sin)
         ctx.heads, ctx.norm = heads, norm
-        return _load_kernel()[0](heads, norm, qkv, cos, sin, None)
+        return _run_c(_load_library()[0], heads, norm, qkv, cos, sin, None)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         qkv, cos, sin = ctx.saved_tensors
-        return _load_kernel()[0](ctx.heads, ctx.norm, qkv, cos, sin, grad), None, None, None, None
+        return _run_c(_load_library()[0], ctx.heads, ctx.norm, qkv, cos, sin, grad), None, None, None, None
 
 
 @functools.cache
-def _load_kernel() -> tuple[Callable | None, str]:
-    """(attention.c's function or None, what `backend` says of the CPU), decided at the first use."""
+def _load_library() -> tuple[ctypes.CDLL | None, str]:
+    """(attention.c's library or None, what `backend` says of the CPU), decided at the first use."""
     if PLAIN:
         return None, "plain torch: WIGGLE_KERNEL=plain"
     library, description = load_library("attention.c", ("-ffp-contract=fast",), max_threads_without_openmp=2)
-    return library and kernel_of(library), description
+    if library is not None:
+        declare(library)
+    return library, description
 
 
-def kernel_of(library: ctypes.CDLL) -> Callable:
-    """Declare the C functions' arguments and return the kernel, `_run_c` with this library."""
+def declare(library: ctypes.CDLL) -> None:
+    """Declare the C functions' arguments."""
     long, int_, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
     library.attention.argtypes = (*[long] * 4, int_, int_, *[pointer] * 6)
     library.attention.restype = None
     library.attention_scratch.argtypes, library.attention_scratch.restype = (long, long), long
-    return functools.partial(_run_c, library)
+    library.attention_step.argtypes = (*[long] * 5, int_, int_, *[pointer] * 7)
+    library.attention_step.restype = None
+    library.attention_step_scratch.argtypes, library.attention_step_scratch.restype = (long, long), long
 
 
 def _run_c(

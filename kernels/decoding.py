@@ -1,6 +1,7 @@
 """What a model needs to generate text token by token: a cache of keys and values, and the draw of the next token."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -53,6 +54,28 @@ class KVCache(nn.Module):
         if isinstance(places, slice):
             return keys[:, :, : places.stop], values[:, :, : places.stop], None
         return keys, values, torch.arange(keys.size(2), device=keys.device) <= places[:, None]
+
+
+class Past(NamedTuple):
+    """What the attention of one layer looks back on while generating: its part of a cache, and where new tokens go."""
+
+    cache: KVCache
+    layer: int
+    places: slice | Tensor  # as in KVCache.extend
+
+    @property
+    def keys(self) -> Tensor:
+        """The layer's whole buffer of keys, (B, H, tokens, D)."""
+        return getattr(self.cache, f"keys_{self.layer}")
+
+    @property
+    def values(self) -> Tensor:
+        """The layer's whole buffer of values, (B, H, tokens, D)."""
+        return getattr(self.cache, f"values_{self.layer}")
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """KVCache.extend in this layer, at these places."""
+        return self.cache.extend(self.layer, self.places, k, v)
 
 
 def pick_tokens(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels import attention, c_library
-from kernels.attention import attend
+from kernels.attention import attend, attend_step, serves_step
 
 pytestmark = pytest.mark.skipif(c_library.find_compiler() is None, reason="no C compiler")
 SIZES = ((3, 64, 4, 32), (2, 1, 2, 8), (2, 37, 3, 10), (1, 300, 1, 128), (2, 17, 1, 48), (1, 9, 2, 2))  # B, T, H, D
@@ -55,9 +55,42 @@ def test_output_and_gradient_are_those_of_the_equation(size, norm, rotated):
 
 def test_the_build_without_native_instructions_is_the_equation_too(tmp_path, monkeypatch):
     library = c_library.build_library("attention.c", c_library.find_compiler(), c_library.FLAGS, tmp_path)
-    kernel = attention.kernel_of(ctypes.CDLL(str(library)))
-    monkeypatch.setattr(attention, "_load_kernel", lambda: (kernel, "C"))
+    attention.declare(plain := ctypes.CDLL(str(library)))
+    monkeypatch.setattr(attention, "_load_library", lambda: (plain, "C"))
     assert_is_the_equation((2, 37, 3, 10), True, True)
+
+
+def steps_of(qkv, heads, norm, rope, room=5):
+    """The outputs of all tokens, read one by one into buffers that are larger than the text."""
+    B, T, width = qkv.shape
+    keys, values = torch.full((2, B, heads, T + room, width // (3 * heads)), math.nan)
+    tables = [None if rope is None else (rope[0][t : t + 1], rope[1][t : t + 1]) for t in range(T)]
+    one = [attend_step(qkv[:, [t]], heads, norm, tables[t], keys, values, t) for t in range(T)]
+    return torch.cat(one, dim=1)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_tokens_read_one_by_one_are_the_equation_too(size, norm):
+    qkv, _, rope = make(*size)
+    rope = rope if norm else None
+    expected = by_its_equation(qkv.double(), size[2], norm, rope)
+    torch.testing.assert_close(steps_of(qkv, size[2], norm, rope).double(), expected, atol=2e-5, rtol=0)
+
+
+def test_threads_change_no_bit_of_a_step(monkeypatch):
+    qkv, _, rope = make(3, 64, 4, 128)
+    expected = steps_of(qkv, 4, True, rope)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert torch.equal(steps_of(qkv, 4, True, rope), expected)
+
+
+def test_a_step_is_one_token_without_gradients_and_keys_in_float32():
+    qkv, keys = torch.zeros(2, 1, 24), torch.zeros(2, 2, 8, 4)
+    assert not serves_step(qkv, keys)
+    with torch.no_grad():
+        assert serves_step(qkv, keys)
+        assert not serves_step(qkv.expand(2, 3, 24), keys) and not serves_step(qkv, keys.bfloat16())
 
 
 def test_large_scores_choose_one_token():
