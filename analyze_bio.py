@@ -1,14 +1,19 @@
 """
-What a trained model's neurons learned: a page of pictures, analysis.png, and its figures, analysis.json.
+What a model's MLPs do and learned, whichever activation they have: pictures, analysis.png, and figures, analysis.json.
 
     python analyze_bio.py --out_dir=out/quickstart
 
 Everything is compared with an earlier state of the model on the same text: --before, else the untrained network, which
-is drawn again from the seed in the checkpoint. Oscillating neurons: ω, φ, shapes, events, and how far the phase
-|ωx + φ| goes. Only past π/2, the sine's first maximum, is a neuron a wave and not just a bent x². Dendritic units:
-usage and β of their branches, and whether the branches factor the input: the mutual information of a unit's winning
-branch with the token, its class, and its place in the window, less what shuffled labels give. Branches look informative
-whenever their inputs are, so the baselines are the earlier network, and its branches on the present network's inputs.
+is drawn again from the seed in the checkpoint. By layer, for every activation, a user's own too: the distribution of
+the pre-activations, the output over them, the share of its variance that no linear map explains, and what is learned
+besides the matrices. Where units fall silent, by a gate or by exact zeros: how often each is active, on which tokens,
+and what of the MLPs' work that leaves.
+
+Oscillating neurons: how far the phase |ωx + φ| goes. Only past π/2, the sine's first maximum, is a neuron a wave and
+not just a bent x². Dendritic units: usage and β of their branches, and whether the branches factor the input: the
+mutual information of a unit's winning branch with the token, its class, and its place in the window, less what shuffled
+labels give. Branches look informative whenever their inputs are, so the baselines are the earlier network, and its
+branches on the present network's inputs.
 """
 
 import contextlib
@@ -21,17 +26,19 @@ from pathlib import Path
 
 import torch
 
-from model_bio import GPT, OscillatingNeuron
-from wiggle import analysis, checkpoint, configurator, errors
+from model_bio import GPT
+from wiggle import checkpoint, configurator, errors
+from wiggle.analysis import measure_networks
+from wiggle.analysis_events import mlp_work
 from wiggle.analysis_page import draw_page
+from wiggle.analysis_words import describe_layer, describe_work
 from wiggle.chat_dataset import open_dataset
 from wiggle.custom_neuron import load_neuron
 from wiggle.device import pick_device, send_windows
 from wiggle.errors import UserError
+from wiggle.figures import Text, summarise
 from wiggle.files import atomic_write, to_json, writing
 from wiggle.tokenizer import from_identity
-
-TOO_RARE = f"no token occurs {analysis.MIN_COUNT} times"
 
 
 @dataclass
@@ -41,7 +48,7 @@ class AnalyzeConfig:
     out_dir: str = "out"  # a run's folder (best.pt, else ckpt.pt), or a checkpoint file
     before: str | None = None  # the earlier state, given likewise; None = the untrained network
     seed: int | None = None  # of the untrained network; None = the training seed, which the checkpoint records
-    neuron: str | None = None  # file.py:Name, for a checkpoint with your own neuron that holds an OscillatingNeuron
+    neuron: str | None = None  # file.py:Name, for a checkpoint with your own neuron
     to: str | None = None  # the folder for analysis.png and analysis.json; None = the checkpoint's
     dataset: str | None = None  # folder under data_dir; None = what the model was trained on
     data_dir: str = "data"  # where datasets lie
@@ -49,21 +56,14 @@ class AnalyzeConfig:
     device: str = "auto"  # auto (cuda > mps > cpu), cpu, cuda, cuda:1, mps
 
 
-def load_wiggling_model(path, device, neuron):
-    """Open a checkpoint as checkpoint.load_model does. Raises UserError for a model that has nothing to show."""
-    model, meta = checkpoint.load_model(path, device, neuron)
-    if model.config.mlp != "dendritic" and not any(isinstance(m, OscillatingNeuron) for m in model.modules()):
-        raise UserError(f"{meta['path']}: mlp={model.config.mlp} has nothing to analyse, but bio and dendritic have")
-    return model, meta
-
-
 def find_earlier(config, model, meta, neuron, device):
     """Open or draw the network that `model` is compared with -> (it, what the page calls it, its step)."""
     if config.before:
-        before, found = load_wiggling_model(config.before, device, neuron)
+        before, found = checkpoint.load_model(config.before, device, neuron)
         shapes, own = ({name: weight.shape for name, weight in m.state_dict().items()} for m in (before, model))
-        if shapes != own or before.config.block_size != model.config.block_size:
-            raise UserError(f"{found['path']} has other shapes ({before.describe()}) than {meta['path']}")
+        same = shapes == own and before.config.block_size == model.config.block_size
+        if not same or (neuron is None and before.config.mlp != model.config.mlp):
+            raise UserError(f"{found['path']} is another network ({before.describe()}) than {meta['path']}")
         return before, f"{found['path']}, step {found['iter_num']}", found["iter_num"]
     recorded, origin = (meta["config"].get(key) for key in ("seed", "init_from"))
     seed = next(seed for seed in (config.seed, recorded, 0) if seed is not None)
@@ -73,7 +73,7 @@ def find_earlier(config, model, meta, neuron, device):
 
 
 def read_text(config, model, meta):
-    """Read evenly spread windows of the validation split -> analysis.Text."""
+    """Read evenly spread windows of the validation split -> Text."""
     name = config.dataset or meta["config"].get("dataset")
     if not name:
         raise UserError(f"{meta['path']} does not say what it was trained on: name it with --dataset")
@@ -85,12 +85,12 @@ def read_text(config, model, meta):
     windows = data.windows("val", data.fixed_windows("val", max(1, config.tokens // data.block_size)))
     idx = send_windows(windows, torch.device("cpu"))[0]
     seen, token = idx.flatten().unique(return_inverse=True)  # (M,), and (N,) numbers below M
-    tokens = [tokenizer.token_bytes(i).decode("utf-8", "replace") for i in seen]
+    tokens = [tokenizer.token_bytes(i).decode("utf-8", "backslashreplace") for i in seen]
     # a token's class: the Unicode category of its first letter, and whether a space, as of GPT-2's words, goes before
     kinds = [(piece[0] == " ", unicodedata.category((piece.strip() or piece)[0])) for piece in tokens]
     classes = torch.tensor([sorted(set(kinds)).index(kind) for kind in kinds])
     eighth = torch.arange(idx.size(1)) * 8 // idx.size(1)  # of the window
-    return analysis.Text(idx, tokens, {"token": token, "class": classes[token], "position": eighth.repeat(len(idx))})
+    return Text(idx, tokens, {"token": token, "class": classes[token], "position": eighth.repeat(len(idx))})
 
 
 def beta_history(path, layers, began, step):
@@ -106,35 +106,11 @@ def beta_history(path, layers, began, step):
     return [(began, start), *between, (step, end)]
 
 
-def describe_oscillations(before, now):
-    """Summaries of an oscillating layer's figures -> the sentences that say what they show."""
-    for name, bank in now["neurons"].items():
-        past, share = (100 * layer["neurons"][name]["beyond_maximum"]["mean"] for layer in (before, now))
-        x, omega, linear = bank["abs_x"], bank["omega"], 100 * bank["linearised"]
-        said = f"{share:.1f} % of phases past pi/2 (before {past:.1f}), |x| {x['q50']:.2f}, 95 % below {x['q95']:.2f}"
-        yield f"{name}: {said}, omega {omega['mean']:.2f} +- {omega['sd']:.2f}, {linear:.1f} % linearised"
-    if "events" in now:
-        past, rate = (100 * layer["event_rate"]["mean"] for layer in (before, now))
-        tokens = [f"{line['token']!a} {100 * line['rate']:.0f}" for line in now["events"]]
-        most, rest = tokens[: analysis.NAMED], tokens[analysis.NAMED :]
-        ends = f"most {', '.join(most)}" if most else TOO_RARE
-        ends += f"; least {', '.join(rest[-analysis.NAMED :])}" if rest else ""
-        yield f"events: {rate:.0f} % fire (before {past:.0f}), {ends}"
-
-
-def describe_dendrites(before, mixed, now):
-    """Summaries of a dendritic layer's figures -> the sentences that say what they show."""
-    used, past = (layer["effective_branches"]["mean"] for layer in (now, before))
-    yield f"effective branches {used:.2f} (before {past:.2f}), {100 * now['dead']:.1f} % of branches dead"
-    for name, told in now["information"].items():
-        bits, past, same = (layer["information"][name]["bits"]["mean"] for layer in (now, before, mixed))
-        said = f"{bits:.3f} of {now['winner_entropy']['mean']:.2f} bit about the {name} (before {past:.3f}"
-        chance = told["shuffled"]["mean"]
-        yield f"branches tell {said}, those on today's inputs {same:.3f}, shuffled {chance:.4f})"
-    for unit in now["units"]:
-        won = [" ".join(f"{token!a} {100 * share:.0f}" for token, share in branch) for branch in unit["tokens"]]
-        won = f"% won: {' | '.join(won)}" if any(won) else TOO_RARE
-        yield f"unit {unit['unit']}, {unit['bits']:.2f} of {unit['entropy']:.2f} bit, {won}"
+def folder_of(config, path):
+    """The folder for the page. Raises UserError for a model that was named, and is no file of the user's."""
+    if config.to or path.exists():
+        return Path(config.to or (path if path.is_dir() else path.parent))
+    raise UserError(f"{path} is no folder of yours: name one for the page with --to")
 
 
 @errors.script
@@ -142,19 +118,23 @@ def main(argv=None):
     config = configurator.read_settings(AnalyzeConfig, sys.argv[1:] if argv is None else argv, __doc__)
     device = pick_device(config.device)
     neuron = load_neuron(config.neuron) if config.neuron else None
-    model, meta = load_wiggling_model(config.out_dir, device, neuron)
+    model, meta = checkpoint.load_model(config.out_dir, device, neuron)
     before, before_name, before_step = find_earlier(config, model, meta, neuron, device)
     text = read_text(config, model, meta)
-    path, step, val_loss = meta["path"], meta["iter_num"], meta["best_val_loss"]
-    to = Path(config.to or path.parent)
+    path, step, val_loss = Path(meta["path"]), meta["iter_num"], meta["best_val_loss"]
+    to = folder_of(config, path)
     with writing(to):  # before the measuring, which takes a while
         to.mkdir(parents=True, exist_ok=True)
 
-    layers = analysis.measure_networks(before, model, text)
-    summaries = [{state: analysis.summarise(found.figures) for state, found in layer.items()} for layer in layers]
-    dendritic = model.config.mlp == "dendritic"
-    describe = describe_dendrites if dendritic else describe_oscillations
-    lines = [f"layer {n}  {line}" for n, layer in enumerate(summaries, 1) for line in describe(**layer)]
+    layers = measure_networks(before, model, text)
+    summaries = [{state: summarise(found.figures) for state, found in layer.items()} for layer in layers]
+    numbered = [f"layer {n:<{len(str(len(layers)))}}" for n in range(1, len(layers) + 1)]
+    lines = [f"{n}  {line}" for n, layer in zip(numbered, summaries, strict=True) for line in describe_layer(layer)]
+    work = {}
+    if any(layer["now"].events for layer in layers):
+        rates = [layer["now"]["event_rate"]["mean"] if "event_rate" in layer["now"] else 1.0 for layer in summaries]
+        work = mlp_work(model, rates)
+        lines.append(describe_work(work))
     report = {
         "checkpoint": str(path),
         "step": step,
@@ -163,17 +143,19 @@ def main(argv=None):
         "val_loss": val_loss,
         "tokens": text.idx.numel(),
         "findings": lines,
+        "work_a_token": work or None,
         "layers": summaries,
     }
 
-    title = f"{path.absolute().parent.name}, step {step}"
+    folder = path if path.is_dir() else path.absolute().parent
+    title = f"{folder.name}, step {step}"
     title += "" if math.isnan(val_loss) else f", validation loss {val_loss:.3f}"
     names = {"before": before_name, "mixed": "its branches on today's inputs", "now": f"step {step}"}
-    betas = beta_history(path, layers, before_step, step) if dendritic else []
+    betas = beta_history(path, layers, before_step, step) if model.config.mlp == "dendritic" else []
     page = draw_page(title, names, layers, betas, lines)
     with atomic_write(to / "analysis.png") as picture, atomic_write(to / "analysis.json") as figures:
         page.savefig(picture, format="png")
-        figures.write(to_json(analysis.summarise(report), indent=2))
+        figures.write(to_json(report, indent=2))
     print(*lines, f"written   {to / 'analysis.png'} and analysis.json", sep="\n")
 
 

@@ -48,11 +48,19 @@ class XIELU(nn.Module):
         self.positive = nn.Parameter(torch.tensor([0.8]).expm1().log())
         self.negative = nn.Parameter(torch.tensor([0.8 - 0.5]).expm1().log())
 
+    def alpha_p(self) -> Tensor:
+        """αp, (1,): the curvature above 0."""
+        return F.softplus(self.positive)
+
+    def alpha_n(self) -> Tensor:
+        """αn, (1,): the curvature below 0, at least 1/2."""
+        return 0.5 + F.softplus(self.negative)
+
     def forward(self, x):
         wide = x.float()
         below = wide.clamp(max=0)  # keeps exp from overflowing where the other branch is taken
-        rising = F.softplus(self.positive) * wide.square()
-        falling = (0.5 + F.softplus(self.negative)) * (below.expm1() - below)
+        rising = self.alpha_p() * wide.square()
+        falling = self.alpha_n() * (below.expm1() - below)
         return (torch.where(wide > 0, rising, falling) + 0.5 * wide).to(x.dtype)
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from model_bio import GPT, GPTConfig
 from train import TrainConfig
 from wiggle import configurator, corpora
 from wiggle import tokenizer as tokenizers
+from wiggle.figures import Text
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of the scripts that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and would fail its tests
@@ -45,6 +47,20 @@ class FakeRun:
 
     def finish(self):
         pass
+
+
+def untrained(seed, neuron=None, **changes):
+    """A tiny GPT, not trained, in eval mode; its larger c_fc lets the phases of oscillating neurons pass π/2."""
+    shape = {"block_size": 16, "vocab_size": 10, "n_layer": 2, "n_head": 2, "n_embd": 16, "c_fc_std": 0.5}
+    return GPT(GPTConfig(**shape | changes), neuron, seed=seed).eval()
+
+
+def random_text():
+    """20 windows of 16 tokens, each of ten letters among them, for the analysis of an `untrained` GPT."""
+    idx = torch.randint(10, (20, 16), generator=torch.Generator().manual_seed(0))
+    token = idx.flatten()
+    labels = {"token": token, "class": token // 5, "position": torch.arange(16).repeat(20) // 2}
+    return Text(idx, list("abcdefghij"), labels)
 
 
 @pytest.fixture(scope="session")

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 
 import analyze_bio
-from analyze_bio import beta_history, describe_dendrites, describe_oscillations
+from analyze_bio import beta_history
 from model_bio import GPT, GPTConfig, model_args
 from tests.conftest import TINY
 from train import TrainConfig, train
 from wiggle import checkpoint
 from wiggle.analysis import State
 from wiggle.custom_neuron import load_neuron
+from wiggle.errors import UserError
 
 KINDS = {
     "feature": {"mlp": "bio"},
     "none": {"mlp": "bio", "bio_gate": "none"},
     "dendritic": {"mlp": "dendritic", "dendritic_beta": "channel"},
     "gelu": {"mlp": "gelu"},
+    "relu2": {"mlp": "relu2"},
 }
 NEURONS = """
 import torch
@@ -96,7 +98,7 @@ def rewritten(run, path, change=lambda weights: None, **entries):
     return path
 
 
-@pytest.mark.parametrize("kind", ["feature", "dendritic"])
+@pytest.mark.parametrize("kind", ["feature", "relu2", "dendritic"])
 @pytest.mark.slow
 def test_a_run_gives_a_page_and_figures_and_stays_as_it_is(runs, analyse, capsys, kind):
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in Path(runs[kind]).iterdir()}
@@ -123,6 +125,30 @@ def test_the_untrained_network_is_the_one_that_training_began_with(runs, analyse
             assert layer[name]["neurons"]["oscillating"]["omega"]["q50"] == pytest.approx(np.median(omega), rel=1e-4)
 
 
+def test_any_activation_is_analysed_and_the_work_is_told_where_units_are_silent(runs, analyse, capsys):
+    gelu, relu2, gated = (analyse(runs[kind]) for kind in ("gelu", "relu2", "feature"))
+    printed = capsys.readouterr().out
+    for figures in (gelu, relu2, gated):
+        for layer in figures["layers"]:
+            assert 0.05 < layer["before"]["preactivation_std"] < 0.11  # 0.02·√16
+            assert 0 < layer["now"]["nonlinear_share"] < 1
+    assert gelu["work_a_token"] is None
+    work, matrices = relu2["work_a_token"], 2 * 2 * 16 * 64
+    rate = np.mean([layer["now"]["event_rate"]["mean"] for layer in relu2["layers"]])
+    assert work["multiply_adds"] == matrices and work["bytes"] == 4 * matrices
+    assert work["multiply_adds_left"] == pytest.approx(matrices * (1 + rate) / 2, abs=1)
+    assert "without c_proj's rows of silent units" in printed
+    assert gated["work_a_token"]["bytes_left"] == gated["work_a_token"]["bytes"]
+    assert "silent features of a soft gate still add to the output" in printed
+
+
+def test_a_model_by_its_name_wants_a_folder_for_the_page(tmp_path):
+    assert analyze_bio.folder_of(analyze_bio.AnalyzeConfig(to="there"), Path("gpt2")) == Path("there")
+    assert analyze_bio.folder_of(analyze_bio.AnalyzeConfig(), tmp_path) == tmp_path
+    with pytest.raises(UserError, match="name one for the page with --to"):
+        analyze_bio.folder_of(analyze_bio.AnalyzeConfig(), Path("gpt2"))
+
+
 def test_before_may_be_a_checkpoint(runs, analyse):
     figures = analyse(runs["none"], before=runs["none"])
     assert figures["before"].endswith("best.pt, step 6")
@@ -143,23 +169,6 @@ def test_beta_is_read_from_the_lines_of_metrics_that_are_whole(tmp_path):
     assert beta_history(path, layers, 0, 6) == [ends[0], (1, [1.1, 1.2]), (4, [1.3, 1.4]), ends[1]]
 
 
-def test_tokens_are_named_once_and_only_where_they_occur_often():
-    state = {"neurons": {}, "event_rate": {"mean": 0.5}}
-    for names, said in (
-        ("abcdefgh", "most 'a' 50, 'b' 50, 'c' 50, 'd' 50, 'e' 50, 'f' 50; least 'g' 50, 'h' 50"),
-        ("ab", "most 'a' 50, 'b' 50"),
-        ("", "no token occurs 20 times"),
-    ):
-        events = [{"token": name, "count": 20, "rate": 0.5} for name in names]
-        lines = list(describe_oscillations(state, state | {"events": events}))
-        assert lines == [f"events: 50 % fire (before 50), {said}"]
-    state = {"effective_branches": {"mean": 2}, "dead": 0, "information": {}}
-    for tokens, said in (([[], [("a", 0.9)]], "% won:  | 'a' 90"), ([[], []], "no token occurs 20 times")):
-        unit = {"unit": 3, "bits": 0.25, "entropy": 0.5, "tokens": tokens}
-        lines = list(describe_dendrites(state, state, state | {"units": [unit]}))
-        assert lines[1] == f"unit 3, 0.25 of 0.50 bit, {said}"
-
-
 def test_a_start_that_cannot_be_drawn_again_is_told(runs, analyse, tmp_path, capsys):
     path = rewritten(runs["none"], tmp_path / "seedless.pt", config={"dataset": "tiny"})
     assert analyse(path)["before"] == "untrained, seed 0"
@@ -168,18 +177,19 @@ def test_a_start_that_cannot_be_drawn_again_is_told(runs, analyse, tmp_path, cap
     assert "note      seed 7 draws" in capsys.readouterr().out
 
 
-def test_a_neuron_of_ones_own_is_shown_where_it_oscillates(analyse, refused, tmp_path):
+def test_a_neuron_of_ones_own_is_shown(analyse, tmp_path):
     (tmp_path / "mine.py").write_text(NEURONS)
+    found = {}
     for name in ("Enveloped", "Plain"):
         mlp = f"{tmp_path / 'mine.py'}:{name}"
         neuron = load_neuron(mlp)
         model = GPT(GPTConfig(block_size=16, vocab_size=10, n_layer=2, n_head=2, n_embd=16, mlp=mlp), neuron, seed=3)
         content = {"model": model.state_dict(), "model_args": model_args(model.config), "config": {"dataset": "tiny"}}
         checkpoint.save(tmp_path / f"{name}.pt", content | {"neuron_sha256": neuron.sha256})
-    figures = analyse(tmp_path / "Enveloped.pt", neuron=f"{tmp_path / 'mine.py'}:Enveloped", seed=3)
-    assert set(figures["layers"][0]["now"]["neurons"]) == {"neuron"} and figures["val_loss"] is None
-    error = refused(tmp_path / "Plain.pt", neuron=f"{tmp_path / 'mine.py'}:Plain")
-    assert ":Plain has nothing to analyse" in error
+        found[name] = analyse(tmp_path / f"{name}.pt", neuron=mlp, seed=3)
+    oscillates, plain = (found[name]["layers"][0]["now"] for name in ("Enveloped", "Plain"))
+    assert set(oscillates["neurons"]) == {"neuron"} and found["Enveloped"]["val_loss"] is None
+    assert "neurons" not in plain and plain["silence"] == "zeros" and plain["learned"] == {}
 
 
 def test_a_loss_that_no_checkpoint_holds_is_not_in_the_title(runs, analyse, tmp_path, monkeypatch):
@@ -199,9 +209,8 @@ def test_what_cannot_be_analysed_is_one_sentence_and_leaves_nothing_behind(runs,
     homeless = rewritten(runs["none"], tmp_path / "homeless.pt", config={})
     (tmp_path / "file").write_text("mine")
     for path, flags, message in (
-        (runs["gelu"], {}, "mlp=gelu has nothing to analyse, but bio and dendritic have"),
-        (runs["none"], {"before": runs["feature"]}, "has other shapes (bio, oscillation + feature gate"),
-        (runs["none"], {"before": runs["gelu"]}, "mlp=gelu has nothing to analyse"),
+        (runs["none"], {"before": runs["feature"]}, "is another network (bio, oscillation + feature gate"),
+        (runs["relu2"], {"before": runs["gelu"]}, "is another network (gelu: 2 layers"),
         (runs["none"], {"dataset": "nowhere"}, "nowhere/train.bin is missing: python prepare_data.py"),
         (other, {}, "tiny has another vocabulary than"),
         (diverged, {}, "is not finite: the run that wrote it diverged"),

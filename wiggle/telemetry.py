@@ -1,8 +1,12 @@
 """What a model's neurons do, by layer: events and sharpness for the log, and how non-linear the MLPs are."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from model_bio import GPT, OwnMLP
@@ -72,22 +76,34 @@ def nonlinearities(model: GPT, idx: torch.Tensor) -> list[Nonlinearity] | None:
     """
     if isinstance(model.transformer.h[0].mlp, OwnMLP):
         return None
-    caught, hooks = [], []
-    for block in model.transformer.h:
-        layer = {}
-        caught.append(layer)
-        hooks.append(block.mlp.c_fc.register_forward_hook(_catch_output(layer)))
-        hooks.append(block.mlp.c_proj.register_forward_pre_hook(_catch_input(layer)))
-    run_hooked(model, idx, hooks)
+    caught, hooks = zip(*(catch_hidden(block.mlp) for block in model.transformer.h), strict=True)
+    run_hooked(model, idx, [hook for pair in hooks for hook in pair])
     return [Nonlinearity(layer["h"].std().item(), unexplained_share(layer["h"], layer["y"])) for layer in caught]
 
 
-def _catch_output(layer):
-    return lambda module, args, output: layer.update(h=output.flatten(0, -2).float())
+def catch_hidden(mlp: nn.Module) -> tuple[dict[str, torch.Tensor], list[RemovableHandle]]:
+    """
+    Hook an MLP's two matrices -> (what a forward pass fills, the hooks).
+
+    "h": c_fc's output, (tokens, rows of c_fc); "y": c_proj's input, (tokens, F); both in float32.
+    """
+    caught = {}
+    output = mlp.c_fc.register_forward_hook(lambda module, args, h: caught.update(h=h.flatten(0, -2).float()))
+    given = mlp.c_proj.register_forward_pre_hook(lambda module, args: caught.update(y=args[0].flatten(0, -2).float()))
+    return caught, [output, given]
 
 
-def _catch_input(layer):
-    return lambda module, args: layer.update(y=args[0].flatten(0, -2).float())
+@contextlib.contextmanager
+def record_inputs(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[torch.Tensor]]]:
+    """While this context lasts, each call of one of the modules appends its input, (N, features), to its list."""
+    inputs = {module: [] for module in modules}
+
+    def record(module, arguments):
+        if module in inputs:
+            inputs[module].append(arguments[0].flatten(0, -2))
+
+    with register_module_forward_pre_hook(record):
+        yield inputs
 
 
 def unexplained_share(h: torch.Tensor, y: torch.Tensor) -> float:

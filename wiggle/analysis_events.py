@@ -1,0 +1,103 @@
+"""
+Who is active when: the events of a gate, or, where an activation gives exact zeros, the hidden units that are not 0.
+
+Shapes: N tokens of text, S of them in the sentence that is shown. An MLP has C inputs and F hidden units.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model_bio import GPT, MLP, BioMLP, SparseEventGate
+from wiggle.analysis_activation import hidden_units
+from wiggle.figures import MIN_COUNT, Text, to_array
+
+LONGEST = 64  # tokens of the sentence that is shown
+SAME = 0.005  # difference of rates within which all tokens count as alike
+ENDS = tuple(".!?。！？")  # what a sentence ends with
+
+
+class Events(NamedTuple):
+    """Which hidden units are active on one sentence."""
+
+    tokens: list[str]  # the sentence, S tokens
+    active: np.ndarray  # (F, S), in the order of the units' rates over the whole text, highest first
+
+
+def has_gate(mlp: BioMLP | MLP) -> bool:
+    """Whether events are those of a gate, and not outputs other than 0."""
+    return getattr(mlp, "sparse_gate", None) is not None
+
+
+def active_units(mlp: BioMLP | MLP, x: Tensor) -> Tensor:
+    """x: (n, C), inputs of the MLP -> which hidden units fire, or give another output than 0, (n, F) bool."""
+    return mlp.fires(x) if has_gate(mlp) else hidden_units(mlp, x)[1] != 0
+
+
+def measure_events(mlp: BioMLP | MLP, x: Tensor, text: Text) -> tuple[dict, Events]:
+    """x: (N, C), the inputs of the MLP -> figures for analysis.json, and a sentence to draw."""
+    active = torch.cat([active_units(mlp, part).cpu() for part in x.split(4096)])  # (N, F)
+    by_token, by_unit = active.float().mean(1), active.float().mean(0)
+    sentence = find_sentence(text)
+    tokens = [text.tokens[i] for i in text.labels["token"][sentence]]
+    figures = {
+        "silence": "gate" if has_gate(mlp) else "zeros",  # what a unit that is not active does: not fire, or give 0
+        "event_rate": to_array(by_token),  # (N,), the share of the units that are active
+        "unit_rate": to_array(by_unit),  # (F,), the share of the tokens on which a unit is active
+        "silent": (by_unit == 0).float().mean().item(),  # share of the units that never are
+        "always_on": (by_unit == 1).float().mean().item(),
+        "events": events_by_token(by_token, text),
+    }
+    return figures, Events(tokens, active[sentence][:, by_unit.argsort(descending=True)].T.numpy())
+
+
+def events_by_token(rate: Tensor, text: Text) -> list[dict]:
+    """rate: (N,), the share of units that are active -> the mean of each token that occurs often, highest first."""
+    token = text.labels["token"]
+    count = token.bincount()
+    mean = torch.zeros(len(text.tokens)).index_add_(0, token, rate) / count  # (M,)
+    order = [i for i in mean.argsort(descending=True).tolist() if count[i] >= MIN_COUNT]
+    return [{"token": text.tokens[i], "count": count[i].item(), "rate": round(mean[i].item(), 4)} for i in order]
+
+
+def find_sentence(text: Text) -> slice:
+    """
+    The longest sentence of the text, of LONGEST tokens at most, that lies in one window -> its place in 0..N.
+
+    Where none does, as in a text without full stops, the first tokens stand for it.
+    """
+    found, length = slice(0, min(LONGEST, text.idx.size(-1))), 0
+    begin = None  # of the sentence that is being read; None where a window begins in the middle of one
+    for place, i in enumerate(text.labels["token"].tolist()):
+        token = text.tokens[i]
+        if place % text.idx.size(-1) == 0:
+            begin = None
+        if begin == place and token.isspace():
+            begin = place + 1
+        if any(end in token for end in ENDS):
+            if begin is not None and length < place + 1 - begin <= LONGEST:
+                found, length = slice(begin, place + 1), place + 1 - begin
+            begin = place + 1
+    return found
+
+
+def removable(mlp: BioMLP | MLP) -> bool:
+    """Whether a silent unit adds but a constant to the output; a soft gate's, whose strength is never 0, adds more."""
+    return not isinstance(getattr(mlp, "sparse_gate", None), SparseEventGate)
+
+
+def mlp_work(model: GPT, rates: list[float]) -> dict[str, int]:
+    """
+    What the MLPs' matrices cost a token, read one token at a time, and what is left of it by the events.
+
+    rates: the share of active units by layer. Each weight that is read is one multiply-add. c_fc is read whole, for it
+    tells which units are active; of c_proj the rows of silent units are left out where these are removable.
+    """
+    mlps = [block.mlp for block in model.transformer.h]
+    whole = sum(mlp.c_fc.weight.numel() + mlp.c_proj.weight.numel() for mlp in mlps)
+    silent = [(1 - rate) * removable(mlp) for mlp, rate in zip(mlps, rates, strict=True)]
+    left = whole - round(sum(share * mlp.c_proj.weight.numel() for share, mlp in zip(silent, mlps, strict=True)))
+    size = mlps[0].c_fc.weight.element_size()
+    return {"bytes": size * whole, "multiply_adds": whole, "bytes_left": size * left, "multiply_adds_left": left}
