@@ -130,10 +130,9 @@ def main(argv=None):
     summaries = [{state: summarise(found.figures) for state, found in layer.items()} for layer in layers]
     numbered = [f"layer {n:<{len(str(len(layers)))}}" for n in range(1, len(layers) + 1)]
     lines = [f"{n}  {line}" for n, layer in zip(numbered, summaries, strict=True) for line in describe_layer(layer)]
-    work = {}
+    work = None
     if any(layer["now"].events for layer in layers):
-        rates = [layer["now"]["event_rate"]["mean"] if "event_rate" in layer["now"] else 1.0 for layer in summaries]
-        work = mlp_work(model, rates)
+        work = mlp_work(model, [layer["now"] for layer in summaries])
         lines.append(describe_work(work))
     report = {
         "checkpoint": str(path),
@@ -143,7 +142,7 @@ def main(argv=None):
         "val_loss": val_loss,
         "tokens": text.idx.numel(),
         "findings": lines,
-        "work_a_token": work or None,
+        "work_a_token": work,
         "layers": summaries,
     }
 

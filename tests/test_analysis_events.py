@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels import event_mlp
 from model_bio import MLP, BioMLP, GPTConfig
 from tests.conftest import random_text, untrained
 from wiggle.analysis_events import active_units, find_sentence, measure_events, mlp_work
@@ -17,6 +18,7 @@ def no_gradients():
 
 
 SHAPE = {"n_layer": 1, "n_head": 1, "n_embd": 4}
+TEXT = random_text()
 
 
 def test_events_are_told_by_token():
@@ -79,8 +81,23 @@ def test_work_is_what_is_left_without_the_rows_of_silent_units():
     hard, soft = (untrained(1, mlp="bio", bio_event=event) for event in ("hard", "soft"))
     matrix = 16 * 64
     whole = {"bytes": 16 * matrix, "multiply_adds": 4 * matrix}
-    assert mlp_work(hard, [0.25, 0.5]) == whole | {"bytes_left": 11 * matrix, "multiply_adds_left": 2.75 * matrix}
-    assert mlp_work(soft, [0.25, 0.5]) == whole | {"bytes_left": 16 * matrix, "multiply_adds_left": 4 * matrix}
+    rates = [{"event_rate": {"mean": rate}} for rate in (0.25, 0.5)]
+    assert mlp_work(hard, rates) == whole | {"bytes_left": 11 * matrix, "multiply_adds_left": 2.75 * matrix}
+    assert mlp_work(soft, rates) == whole | {"bytes_left": 16 * matrix, "multiply_adds_left": 4 * matrix}
+    screened = mlp_work(hard, [layer | {"screened_bytes": 100.0} for layer in rates])
+    assert screened["bytes_screened"] == 200
+
+
+@pytest.mark.skipif(event_mlp.load_kernel()[0] is None, reason="generation screens with a compiled kernel")
+def test_what_generation_reads_of_screened_weights_is_counted():
+    x = torch.randn(320, 16, generator=torch.Generator().manual_seed(0))
+    quiet, busy = (
+        measure_events(untrained(1, mlp="bio", bio_event="hard", bio_target_rate=rate).transformer.h[0].mlp, x, TEXT)
+        for rate in (0.05, 0.5)
+    )
+    least = 64 * (64 + 20)  # the 8-bit copy, a row padded to 64, and what goes with it
+    assert least < quiet[0]["screened_bytes"] < busy[0]["screened_bytes"] < least + 2 * 4 * 64 * 16
+    assert "screened_bytes" not in measure_events(untrained(1, mlp="bio").transformer.h[0].mlp, x, TEXT)[0]
 
 
 def test_tokens_of_the_sentence_are_those_of_the_text():

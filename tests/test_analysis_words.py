@@ -1,7 +1,5 @@
 """The findings of analyze_bio.py in words."""
 
-import pytest
-
 from wiggle.analysis_words import describe_dendrites, describe_events, describe_layer, describe_work, quoted
 
 
@@ -53,16 +51,15 @@ def test_a_layer_is_told_by_what_it_has():
     ]
 
 
-@pytest.mark.parametrize(
-    ("left", "said"),
-    [
-        (200_000, "without c_proj's rows of silent units 0.8 MB of weights in 0.2M multiply-adds, 67 %"),
-        (300_000, "events leave all of it: silent features of a soft gate still add to the output"),
-    ],
-)
-def test_work_is_told_as_bytes_and_multiply_adds(left, said):
-    work = {"bytes": 1_200_000, "multiply_adds": 300_000, "bytes_left": 4 * left, "multiply_adds_left": left}
-    assert describe_work(work) == f"MLPs read 1.2 MB of weights in 0.3M multiply-adds a token; {said}"
+def test_work_is_told_as_bytes_and_multiply_adds():
+    work = {"bytes": 1_200_000, "multiply_adds": 300_000, "bytes_left": 800_000, "multiply_adds_left": 200_000}
+    said = "MLPs read 1.2 MB of weights a token, in 0.3M multiply-adds; "
+    left = "without c_proj's rows of silent units 0.8 MB, in 0.2M"
+    assert describe_work(work) == said + left
+    screened = "; generating, with c_fc screened through 8 bits, 0.5 MB"
+    assert describe_work(work | {"bytes_screened": 500_000}) == said + left + screened
+    whole = "events leave all of it: silent features of a soft gate still add to the output"
+    assert describe_work(work | {"bytes_left": 1_200_000}) == said + whole
 
 
 def test_a_token_stands_in_marks_that_it_does_not_hold():

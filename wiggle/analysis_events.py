@@ -4,17 +4,21 @@ Who is active when: the events of a gate, or, where an activation gives exact ze
 Shapes: N tokens of text, S of them in the sentence that is shown. An MLP has C inputs and F hidden units.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model_bio import GPT, MLP, BioMLP, SparseEventGate
+from kernels import event_mlp
+from kernels.neurons import HardEventGate, SparseEventGate
+from model_bio import GPT, MLP, BioMLP
 from wiggle.analysis_activation import hidden_units
 from wiggle.figures import MIN_COUNT, Text, to_array
 
 LONGEST = 64  # tokens of the sentence that is shown
+STEPS = 256  # tokens, at most, whose generation is counted
 SAME = 0.005  # difference of rates within which all tokens count as alike
 ENDS = tuple(".!?。！？")  # what a sentence ends with
 
@@ -50,6 +54,9 @@ def measure_events(mlp: BioMLP | MLP, x: Tensor, text: Text) -> tuple[dict, Even
         "always_on": (by_unit == 1).float().mean().item(),
         "events": events_by_token(by_token, text),
     }
+    screened = screened_bytes(mlp, x)
+    if screened is not None:
+        figures["screened_bytes"] = screened  # of weights a token, in generation
     return figures, Events(tokens, active[sentence][:, by_unit.argsort(descending=True)].T.numpy())
 
 
@@ -88,16 +95,36 @@ def removable(mlp: BioMLP | MLP) -> bool:
     return not isinstance(getattr(mlp, "sparse_gate", None), SparseEventGate)
 
 
-def mlp_work(model: GPT, rates: list[float]) -> dict[str, int]:
+def screened_bytes(mlp: BioMLP | MLP, x: Tensor) -> float | None:
+    """
+    x: (n, C), inputs of the MLP -> the bytes of weights a token that generation reads, in the mean over some of them.
+
+    With hard events, on the CPU, it screens c_fc through an 8-bit copy (kernels/event_mlp.py). None elsewhere.
+    """
+    if not isinstance(getattr(mlp, "sparse_gate", None), HardEventGate):
+        return None
+    steps = event_mlp.prepare(mlp.c_fc, mlp.c_proj, mlp.oscillating, mlp.sparse_gate)
+    if steps is None:
+        return None
+    for token in x[:: math.ceil(len(x) / STEPS)]:
+        steps(token)
+    return steps.bytes_read()
+
+
+def mlp_work(model: GPT, layers: list[dict]) -> dict[str, float]:
     """
     What the MLPs' matrices cost a token, read one token at a time, and what is left of it by the events.
 
-    rates: the share of active units by layer. Each weight that is read is one multiply-add. c_fc is read whole, for it
-    tells which units are active; of c_proj the rows of silent units are left out where these are removable.
+    layers: the summary of each layer's figures. Each weight that is read is one multiply-add. c_fc is read whole, for
+    it tells which units are active; of c_proj the rows of silent units are left out where these are removable.
+    bytes_screened: what generation reads with c_fc screened, where it does so.
     """
     mlps = [block.mlp for block in model.transformer.h]
     whole = sum(mlp.c_fc.weight.numel() + mlp.c_proj.weight.numel() for mlp in mlps)
-    silent = [(1 - rate) * removable(mlp) for mlp, rate in zip(mlps, rates, strict=True)]
-    left = whole - round(sum(share * mlp.c_proj.weight.numel() for share, mlp in zip(silent, mlps, strict=True)))
-    size = mlps[0].c_fc.weight.element_size()
-    return {"bytes": size * whole, "multiply_adds": whole, "bytes_left": size * left, "multiply_adds_left": left}
+    silent = [(1 - layer["event_rate"]["mean"]) if "event_rate" in layer else 0.0 for layer in layers]
+    left_out = [share * removable(mlp) * mlp.c_proj.weight.numel() for share, mlp in zip(silent, mlps, strict=True)]
+    left, size = whole - round(sum(left_out)), mlps[0].c_fc.weight.element_size()
+    work = {"bytes": size * whole, "multiply_adds": whole, "bytes_left": size * left, "multiply_adds_left": left}
+    if all("screened_bytes" in layer for layer in layers):
+        work["bytes_screened"] = round(sum(layer["screened_bytes"] for layer in layers))
+    return work

@@ -93,15 +93,13 @@ def describe_dendrites(before: dict, mixed: dict, now: dict) -> Iterator[str]:
         yield f"unit {unit['unit']}, {unit['bits']:.2f} of {unit['entropy']:.2f} bit, {won}"
 
 
-def describe_work(work: dict[str, int]) -> str:
+def describe_work(work: dict[str, float]) -> str:
     """What events leave of the MLPs' weights and multiply-adds a token: see analysis_events.mlp_work."""
-    said = f"MLPs read {size_of(work, '')} a token"
+    whole, left = (f"{work[f'bytes{of}'] / 1e6:.3g} MB" for of in ("", "_left"))
+    said = f"MLPs read {whole} of weights a token, in {work['multiply_adds'] / 1e6:.3g}M multiply-adds"
     if work["bytes_left"] == work["bytes"]:
         return f"{said}; events leave all of it: silent features of a soft gate still add to the output"
-    share = 100 * work["bytes_left"] / work["bytes"]
-    return f"{said}; without c_proj's rows of silent units {size_of(work, '_left')}, {share:.0f} %"
-
-
-def size_of(work: dict[str, int], which: str) -> str:
-    read, products = work[f"bytes{which}"] / 1e6, work[f"multiply_adds{which}"] / 1e6
-    return f"{read:.3g} MB of weights in {products:.3g}M multiply-adds"
+    said += f"; without c_proj's rows of silent units {left}, in {work['multiply_adds_left'] / 1e6:.3g}M"
+    if "bytes_screened" in work:
+        said += f"; generating, with c_fc screened through 8 bits, {work['bytes_screened'] / 1e6:.3g} MB"
+    return said
