@@ -25,11 +25,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from kernels import attention as fused_attention
-from kernels import event_mlp
+from kernels import event_mlp, likeliest
 from kernels.activations import ACTIVATIONS
 from kernels.cross_entropy import chunked_cross_entropy
 from kernels.decoding import STEP_OPTIONS, KVCache, Past, pick_tokens
 from kernels.event_mlp import EventMLP
+from kernels.likeliest import LikeliestRows
 from kernels.matmul import Linear
 from kernels.neurons import HardEventGate, OscillatingNeuron, SparseEventGate
 from kernels.oscillation import oscillate_gated
@@ -414,6 +415,7 @@ class GPT(nn.Module):
             cos, sin = rope_tables(config.block_size, config.n_embd // config.n_head)
             self.register_buffer("rope_cos", cos, persistent=False)
             self.register_buffer("rope_sin", sin, persistent=False)
+        self.likeliest: LikeliestRows | None = None
         self.sampled_vocab = config.vocab_size
         if config.vocab_size == 50304:  # GPT-2's vocabulary, rounded up for speed
             self.limit_sampling(50257)
@@ -619,10 +621,11 @@ class GPT(nn.Module):
         text = torch.cat([idx, idx.new_zeros(B, max_new_tokens)], dim=1)  # all tokens, the new ones filled in
         seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=device).scatter_(1, idx, True)
         cache = (cache or self.new_cache(B, T + max_new_tokens)) if use_cache else None
-        step = self._next_logits
-        if self.config.hard_events and B == 1 and use_cache and not compiled:
-            for block in self.transformer.h:
-                block.mlp.prepare_steps()
+        likely = None  # so many of the likeliest ids suffice for a draw; None: all are needed
+        if repetition_penalty == 1.0:
+            likely = 1 if temperature == 0 else top_k
+        if B == 1 and use_cache and not compiled:
+            self._prepare_steps(likely)
         if compiled:
             step = torch.compile(self._next_logits_compiled, fullgraph=True, dynamic=False, options=STEP_OPTIONS)
         start, token, training = max(0, T - size), None, self.training
@@ -631,15 +634,17 @@ class GPT(nn.Module):
             for end in range(T, T + max_new_tokens):
                 if end - start > size:
                     start, token = start + (size + 1) // 2, None
+                place, ids = end - 1 - start, None  # place: of the newest token
                 if cache is None or token is None:
                     logits = self._next_logits(text[:, start:end], cache)
+                elif compiled:
+                    logits = step(token, cache, torch.full((1,), place, device=device))
                 else:
-                    place = end - 1 - start  # of the newest token
-                    logits = step(token, cache, torch.full((1,), place, device=device) if compiled else place)
+                    logits, ids = self._likely_logits(token, cache, place, likely)
                 if repetition_penalty != 1.0:
                     weaker = torch.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty)
                     logits = torch.where(seen, weaker, logits)
-                token = pick_tokens(logits[:, : self.sampled_vocab], temperature, top_k, top_p, generator)
+                token = pick_tokens(logits[:, : self.sampled_vocab], temperature, top_k, top_p, generator, ids)
                 text[:, end : end + 1] = token
                 seen.scatter_(1, token, True)
                 yield token
@@ -649,6 +654,22 @@ class GPT(nn.Module):
     def _next_logits(self, idx, cache, place=0):
         """What may follow idx (B, T), which stands at `place` (see `hidden`) -> (B, V) in float32."""
         return self.lm_head(self.hidden(idx, cache, place)[:, -1]).float()
+
+    def _likely_logits(self, token, cache, place, k):
+        """_next_logits with None for ids; or, of a single sequence, a part with the k likeliest, and ids (1, n)."""
+        x, found = self.hidden(token, cache, place), None
+        if k is not None and self.likeliest is not None and self.likeliest.serves(x, k):
+            found = self.likeliest(x, k)
+        return found or (self.lm_head(x)[:, -1].float(), None)
+
+    def _prepare_steps(self, k: int | None) -> None:
+        """Lay weights out for steps of one token of one sequence, of which the k likeliest ids are wanted, or all."""
+        for block in self.transformer.h:
+            if self.config.hard_events:
+                block.mlp.prepare_steps()
+        rows, kept = self.sampled_vocab, self.likeliest
+        if k is not None and (kept is None or kept.rows != rows or not kept.is_current()):
+            self.likeliest = likeliest.prepare(self.lm_head, rows)
 
     def _next_logits_compiled(self, token, cache, place):
         with sdpa_kernel(SDPBackend.MATH):  # one query in plain products, which Inductor fuses

@@ -79,19 +79,27 @@ class Past(NamedTuple):
 
 
 def pick_tokens(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """
     The next token of each sequence: the likeliest at temperature 0, else a draw from softmax(logits / temperature).
 
     logits: (B, V) -> ids (B, 1). top_k keeps the k likeliest tokens, top_p the fewest that hold that much probability
-    (Holtzman et al., 2020); None keeps all. No operation in here waits for the device.
+    (Holtzman et al., 2020); None keeps all. ids: (B, V), where the logits are not those of 0..V-1 but a part that has
+    the likeliest. No operation in here waits for the device.
     """
     if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    ids, kept, cut = None, min(top_k or math.inf, logits.size(-1)), top_p is not None and top_p < 1
-    if kept < logits.size(-1) or cut:
-        logits, ids = logits.topk(kept)  # sorted, the likeliest first
+        drawn = logits.argmax(dim=-1, keepdim=True)
+        return drawn if ids is None else ids.gather(1, drawn)
+    kept, cut = min(top_k or math.inf, logits.size(-1)), top_p is not None and top_p < 1
+    if kept < logits.size(-1) or cut or ids is not None:
+        logits, places = logits.topk(kept)  # sorted, the likeliest first
+        ids = places if ids is None else ids.gather(1, places)
     p = (logits / temperature).softmax(dim=-1)
     if cut:
         before = p.cumsum(dim=-1) - p  # the probability of all likelier tokens; 0 for the first, which is always kept

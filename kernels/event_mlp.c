@@ -4,8 +4,8 @@
 // asks for what the next one reads: the rows of c_fc are screened, those of the candidates multiplied exactly, and the
 // columns of c_proj of what fires added up. The sums are kept by block of features, so neither the number of threads
 // nor their order changes a bit. No -ffast-math: NaN and infinity must come through.
-#include "oscillation.c" // its sine and hyperbolic tangent, and FMA
-#include "screen.h"
+#include "oscillation.c" // its sine and hyperbolic tangent
+#include "screen.c"
 
 #define BLOCK 128 // features whose contributions are added up together, a multiple of GROUP
 

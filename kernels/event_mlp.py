@@ -21,63 +21,49 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from kernels import PLAIN
+from kernels import PLAIN, screen
 from kernels.c_library import load_library
-from kernels.screen import WIDEST, screen_rows
 
 BLOCK = 128  # of event_mlp.c
 
 
-class EventMLP:
+class EventMLP(screen.LaidOut):
     """
     An MLP's weights laid out for one-token steps; beside the model's own, 5 bytes for each number of c_fc.weight.
 
     c_fc, c_proj: its matrices (F, C) and (C, F), with or without bias. neuron: holds omega, phi and baseline, gate:
-    threshold, (F,) each. It serves for as long as none of these changes. A copied or pickled model goes without.
+    threshold, (F,) each.
     """
 
+    @torch.no_grad()
     def __init__(self, c_fc: nn.Linear, c_proj: nn.Linear, neuron: nn.Module, gate: nn.Module):
         self.c_fc, self.c_proj, self.neuron, self.gate = c_fc, c_proj, neuron, gate
+        super().__init__()
         self.tokens, self.features = 0, c_fc.out_features
         self.blocks = -(-self.features // BLOCK)
         self.found = torch.zeros(self.blocks, 2, dtype=torch.int64)  # candidates and firing features, in parts
-        with torch.no_grad():
-            # As long as these are kept, no other tensor can have their addresses, by which a change is noticed.
-            self.sources = [None if t is None else t.detach() for t in self._weights()]
-            self.state = self._state()
-            screen = screen_rows(c_fc.weight)
-            columns, constant = c_proj.weight.t().contiguous(), c_proj(neuron.baseline)
-        weight, bias, _, _, threshold, omega, phi, _ = self.sources
-        self.stride = screen.stride
-        self.arrays = (*screen, weight.contiguous(), columns, bias, threshold, omega, phi, constant)
-        addresses = [None if t is None else t.data_ptr() for t in self.arrays]
-        self.pointers = (ctypes.c_void_p * len(addresses))(*addresses)
+        self.screen = screen.screen_rows(c_fc.weight)
+        weight, bias, _, _, threshold, omega, phi, baseline = self.kept
+        columns, constant = c_proj.weight.t().contiguous(), c_proj(baseline)
+        self.arrays = (*self.screen, weight, columns, bias, threshold, omega, phi, constant)
+        self.pointers = screen.pointers_to(*self.arrays)
 
-    def _weights(self) -> tuple[Tensor | None, ...]:
+    def weights(self) -> tuple[Tensor | None, ...]:
         c_fc, c_proj, neuron = self.c_fc, self.c_proj, self.neuron
         matrices = c_fc.weight, c_fc.bias, c_proj.weight, c_proj.bias
         return *matrices, self.gate.threshold, neuron.omega, neuron.phi, neuron.baseline
 
-    def _state(self) -> list[tuple[int, int] | None]:
-        """What changes with any of the weights: where each lies, and how often it was written to."""
-        return [None if t is None else (t.data_ptr(), t._version) for t in self._weights()]
-
-    def is_current(self) -> bool:
-        """Whether the weights are still those that were laid out."""
-        return self._state() == self.state
-
     def serves(self, x: Tensor) -> bool:
         """Whether x is one token that this may compute; where it is not, the MLP's modules compute the same."""
-        fits = x.numel() == self.c_fc.in_features and x.dtype == torch.float32 and x.device.type == "cpu"
-        return fits and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and self.is_current()
+        return self.takes(x, self.c_fc.in_features)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: the input of c_fc, (..., C) with C numbers in all -> the output of c_proj, same shape."""
         C, threads = x.numel(), min(torch.get_num_threads(), self.blocks)
         x, y = x.contiguous(), torch.empty(x.shape)
-        halves, sums = torch.empty(2 * self.stride, dtype=torch.uint8), torch.empty(self.blocks, C)
+        halves, sums = torch.empty(2 * self.screen.stride, dtype=torch.uint8), torch.empty(self.blocks, C)
         memory = [t.data_ptr() for t in (x, halves, sums, self.found, y)]
-        load_kernel()[0].event_mlp(self.features, C, self.stride, threads, self.pointers, *memory)
+        load_kernel()[0].event_mlp(self.features, C, self.screen.stride, threads, self.pointers, *memory)
         self.tokens += 1
         return y
 
@@ -89,17 +75,14 @@ class EventMLP:
     def bytes_read(self) -> float:
         """Bytes of weights that a call read, in the mean of all calls so far. The dense MLP reads 8 F C."""
         width, (candidates, firing) = self.c_fc.in_features, self.shares()
-        return self.features * (self.stride + 20 + 4 * width * (candidates + firing))
-
-    def __reduce__(self) -> tuple:
-        return type(None), ()
+        return self.features * (self.screen.row_bytes + 4 + 4 * width * (candidates + firing))
 
 
 def prepare(c_fc: nn.Linear, c_proj: nn.Linear, neuron: nn.Module, gate: nn.Module) -> EventMLP | None:
     """The EventMLP of an MLP with hard events, see there; None where no kernel serves it."""
     weights = c_fc.weight, c_proj.weight, gate.threshold, neuron.omega
-    fits = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in weights)
-    if not fits or c_fc.in_features > WIDEST or load_kernel()[0] is None:
+    plain = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in weights)
+    if not plain or not screen.fits(c_fc.weight) or load_kernel()[0] is None:
         return None
     return EventMLP(c_fc, c_proj, neuron, gate)
 
@@ -109,7 +92,7 @@ def load_kernel() -> tuple[ctypes.CDLL | None, str]:
     """(event_mlp.c's library or None, what serves one-token steps on the CPU and why), decided at the first use."""
     if PLAIN:
         return None, "plain torch: WIGGLE_KERNEL=plain"
-    library, description = load_library("event_mlp.c", ("-ffp-contract=off",), max_threads_without_openmp=2)
+    library, description = load_library("event_mlp.c", screen.FLAGS, max_threads_without_openmp=2)
     if library is not None:
         declare(library)
     return library, description

@@ -12,19 +12,23 @@ holds the product that any float32 implementation computes. At width 768 its hal
 product's standard deviation over rows.
 """
 
+import ctypes
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-CHUNK, ROWS = 64, 4  # of screen.h
+from kernels import PLAIN
+from kernels.c_library import load_library
+
+CHUNK, ROWS = 64, 4  # of screen.c
 WIDEST = 66_000  # numbers in a row, up to which sums of products of 8-bit numbers fit 32 bits
-UP = 1 + 1e-6  # rounds a norm upwards, from float64 to float32
+FLAGS = ("-ffp-contract=off",)
 
 
 class Screen(NamedTuple):
-    """What screen.h reads of a matrix (N, K), at 1 byte a number."""
+    """What screen.c reads of a matrix (N, K), at 1 byte a number."""
 
     coarse: Tensor  # q, int8 (N / ROWS, K / CHUNK, ROWS, CHUNK), both rounded up and padded with zeros
     scale: Tensor  # s, float32 (N,), as the others
@@ -37,19 +41,83 @@ class Screen(NamedTuple):
         """Bytes of a row of the copy."""
         return self.coarse.size(1) * CHUNK
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that are read of a row to screen it."""
+        return self.stride + 4 * 4
 
-@torch.no_grad()
+
 def screen_rows(weight: Tensor) -> Screen:
-    """weight: (N, K) in float32 -> its Screen. A row that is not finite gets an interval that is not, either."""
-    parts = [_screen_part(part) for part in weight.split(4096)]  # float64 of a part alone
-    return Screen(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def _screen_part(weight: Tensor) -> Screen:
+    """weight: (N, K), contiguous, in float32 on the CPU -> its Screen. Needs the kernel."""
     N, K = weight.shape
-    scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-30)  # of a row of zeros, any
-    q = (weight / scale[:, None]).round().nan_to_num(0).clamp(-127, 127)
-    error = (weight.double() - scale.double()[:, None] * q.double()).norm(dim=1) * UP
-    norm = weight.double().norm(dim=1) * UP
-    coarse = F.pad(q.to(torch.int8), (0, -K % CHUNK, 0, -N % ROWS)).view(-1, ROWS, (K + CHUNK - 1) // CHUNK, CHUNK)
-    return Screen(coarse.transpose(1, 2).contiguous(), scale, error.float(), norm.float(), 128 * q.sum(1))
+    coarse = torch.zeros(-(-N // ROWS), -(-K // CHUNK), ROWS, CHUNK, dtype=torch.int8)
+    screen = Screen(coarse, *torch.empty(4, N))
+    pointers = [t.data_ptr() for t in (weight, *screen)]
+    load_kernel()[0].screen_rows(N, K, screen.stride, torch.get_num_threads(), *pointers)
+    return screen
+
+
+class LaidOut:
+    """
+    Weights of a model laid out once more, as steps of one token read them, for as long as none of them changes.
+
+    A subclass names them in `weights`. A model that is copied or pickled goes without, and lays out its own.
+    """
+
+    def __init__(self):
+        # As long as these are kept, no other tensor can have their addresses, by which a change is noticed.
+        self.kept = [None if t is None else t.detach() for t in self.weights()]
+        self.state = self._state()
+
+    def weights(self) -> tuple[Tensor | None, ...]:
+        """The tensors as the model has them now."""
+        raise NotImplementedError
+
+    def _state(self) -> list[tuple[int, int] | None]:
+        """What changes with any of the weights: where each lies, and how often it was written to."""
+        return [None if t is None else (t.data_ptr(), t._version) for t in self.weights()]
+
+    def is_current(self) -> bool:
+        """Whether the weights are still those that were laid out."""
+        return self._state() == self.state
+
+    def takes(self, x: Tensor, width: int) -> bool:
+        """Whether x is one token of that width, in float32 on the CPU, without gradients, and the weights current."""
+        kind = x.numel() == width and x.dtype == torch.float32 and x.device.type == "cpu"
+        return kind and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and self.is_current()
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()
+
+
+def pointers_to(*tensors: Tensor | None) -> ctypes.Array:
+    """The tensors' addresses, as a C function takes them."""
+    return (ctypes.c_void_p * len(tensors))(*[None if t is None else t.data_ptr() for t in tensors])
+
+
+def fits(weight: Tensor) -> bool:
+    """Whether a matrix can be screened here."""
+    kind = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous()
+    return kind and weight.size(1) <= WIDEST and load_kernel()[0] is not None
+
+
+@functools.cache
+def load_kernel() -> tuple[ctypes.CDLL | None, str]:
+    """(screen.c's library or None, what serves the CPU and why), decided at the first use."""
+    if PLAIN:
+        return None, "plain torch: WIGGLE_KERNEL=plain"
+    library, description = load_library("screen.c", FLAGS, max_threads_without_openmp=2)
+    if library is not None:
+        declare(library)
+    return library, description
+
+
+def declare(library: ctypes.CDLL) -> None:
+    """Declare the C functions' arguments."""
+    long, int_, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
+    library.screen_rows.argtypes = (long, long, long, int_, *[pointer] * 6)
+    library.screen_rows.restype = None
+    library.screen_products.argtypes = (long, long, long, int_, *[pointer] * 5)
+    library.screen_products.restype = int_
+    library.products_of_likely.argtypes = (long, long, int_, ctypes.c_float, *[pointer] * 5)
+    library.products_of_likely.restype = long

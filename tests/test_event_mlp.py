@@ -9,7 +9,9 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+import model_bio
 from kernels import c_library, event_mlp
+from kernels.decoding import pick_tokens
 from kernels.event_mlp import EventMLP
 from kernels.neurons import HardEventGate, OscillatingNeuron
 from kernels.screen import ROWS, screen_rows
@@ -110,8 +112,7 @@ def test_no_event_is_missed_where_the_bound_is_tight(direction):
     c_fc, gate = modules[0], modules[3]
     x = torch.randn(129).sign()
     c_fc.weight.copy_(direction * hardest_rows(x, 512))
-    screen = screen_rows(c_fc.weight)
-    h = c_fc(x)
+    screen, h = screen_rows(c_fc.weight), c_fc(x)
     q = screen.coarse.transpose(1, 2).reshape(512, -1)[:, :129]
     error = h - screen.scale * (q.double() @ x.double()).float()
     assert (error.abs() > 0.98 * screen.error * x.norm()).all(), "the bound is not tight, so nothing is tested"
@@ -125,6 +126,7 @@ def test_no_event_is_missed_where_the_bound_is_tight(direction):
     assert steps.shares()[1] == 0.0
 
 
+@needs_compiler
 @pytest.mark.parametrize("size", SIZES)
 def test_a_screen_holds_what_it_says_of_each_row(size):
     weight = torch.randn(size[1], size[0], generator=torch.Generator().manual_seed(0))
@@ -169,8 +171,7 @@ def greedy_steps(model, prompt, count, events, monkeypatch):
     """-> the tokens (count,) and the logits (count, V) of greedy steps with the cache, event-driven or dense."""
     logits, pick = [], event_mlp.prepare
     monkeypatch.setattr(event_mlp, "prepare", pick if events else lambda *modules: None)
-    next_logits = model._next_logits
-    monkeypatch.setattr(model, "_next_logits", lambda *a: logits.append(next_logits(*a)) or logits[-1])
+    monkeypatch.setattr(model_bio, "pick_tokens", lambda found, *a: logits.append(found) or pick_tokens(found, *a))
     tokens = torch.cat(list(model.stream(prompt, count, temperature=0)), dim=1)[0]
     monkeypatch.undo()
     return tokens, torch.cat(logits)

@@ -1,7 +1,8 @@
 // A matrix's rows screened through an 8-bit copy: a product with one vector, and how far from the exact one it can be.
-// Equations: screen.py.
+// Equations: screen.py. event_mlp.c includes this file.
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 #ifdef __AVX512VNNI__
 #include <immintrin.h>
 #endif
@@ -11,6 +12,8 @@
 #define GROUP 64 // rows that are screened together, at most
 #define LANES 16 // numbers that a dot product adds up side by side
 #define AHEAD 2  // rows that are asked for before their turn
+#define FEW 16   // rows of which likeliest.py looks at the best one alone; GROUP is a multiple
+#define UP 1.000001 // rounds a norm upwards, from double to float
 
 // screen.py's Screen.
 typedef struct {
@@ -113,9 +116,76 @@ static inline float dot(const float *restrict a, const float *restrict b, long n
     long c = 0;
     for (; c + 4 * LANES <= n; c += 4 * LANES) {
         prefetch(next + c, 4 * LANES);
-        for (int l = 0; l < 4 * LANES; l++) part[l] = FMA(a[c + l], b[c + l], part[l]);
+        for (int l = 0; l < 4 * LANES; l++) part[l] += a[c + l] * b[c + l];
     }
-    for (; c < n; c++) part[c % LANES] = FMA(a[c], b[c], part[c % LANES]);
+    for (; c < n; c++) part[c % LANES] += a[c] * b[c];
     for (int l = 0; l < LANES; l++) total += (part[l] + part[l + LANES]) + (part[l + 2 * LANES] + part[l + 3 * LANES]);
     return total;
+}
+
+// Fill in a Screen of the weight (rows, width): coarse, scale, error, norm and sum, of which coarse is 0 beforehand.
+void screen_rows(int64_t rows, int64_t width, int64_t stride, int threads, const float *weight, int8_t *coarse,
+                 float *scale, float *error, float *norm, float *sum) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *w = weight + r * width;
+        int8_t *q = coarse + r / ROWS * ROWS * stride + r % ROWS * CHUNK; // the row's first chunk
+        float largest = 0;
+        for (long c = 0; c < width; c++) largest = fabsf(w[c]) > largest ? fabsf(w[c]) : largest;
+        int usable = largest < 1e37f;
+        float step = largest / 127 > 1e-30f ? largest / 127 : 1e-30f, inverse = usable ? 1 / step : 0;
+        double errors = 0, squares = 0;
+        long total = 0;
+        for (long c = 0; c < width; c++) {
+            float near = w[c] * inverse;
+            int whole = near > 127 ? 127 : near >= -127 ? (int)lrintf(near) : near < 0 ? -127 : 0; // 0 for NaN
+            double e = w[c] - (double)step * whole;
+            q[c / CHUNK * ROWS * CHUNK + c % CHUNK] = whole;
+            errors += e * e;
+            squares += (double)w[c] * w[c];
+            total += whole;
+        }
+        scale[r] = step;
+        error[r] = sqrt(errors) * UP;
+        norm[r] = sqrt(squares) * UP;
+        sum[r] = 128 * total;
+    }
+}
+
+// The interval of each row's product with x (width), and its maximum of lower ends over every FEW rows: upper (rows),
+// best (rows / FEW, rounded up). bytes: (2, stride), scratch space. Returns 0 where x is not usable.
+int screen_products(int64_t rows, int64_t width, int64_t stride, int threads, const void *const *p, const float *x,
+                    uint8_t *bytes, float *upper, float *best) {
+    Screen s = {p[0], p[1], p[2], p[3], p[4]};
+    Vector in = quantise(x, width, stride, bytes);
+    if (!(in.size < INFINITY)) return 0;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t first = 0; first < rows; first += GROUP) {
+        double middle[GROUP], bound[GROUP];
+        int n = rows - first < GROUP ? rows - first : GROUP;
+        screen(&s, &in, first, n, middle, bound);
+        for (int k = 0; k < n; k += FEW) best[(first + k) / FEW] = -INFINITY;
+        for (int k = 0; k < n; k++) {
+            float low = middle[k] - bound[k] * UP - fabs(middle[k]) * 1e-6, *most = best + (first + k) / FEW;
+            upper[first + k] = middle[k] + bound[k] * UP + fabs(middle[k]) * 1e-6;
+            *most = low > *most ? low : *most;
+        }
+    }
+    return 1;
+}
+
+// ids: the rows whose upper end is not below `least`, in order, product: theirs with x -> their number.
+int64_t products_of_likely(int64_t rows, int64_t width, int threads, float least, const float *upper,
+                           const float *weight, const float *x, int64_t *ids, float *product) {
+    int64_t count = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        ids[count] = r;
+        count += !(upper[r] < least);
+    }
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < count; i++) {
+        int64_t next = ids[i + AHEAD < count ? i + AHEAD : i];
+        product[i] = dot(weight + ids[i] * width, x, width, weight + next * width);
+    }
+    return count;
 }
