@@ -93,3 +93,16 @@ study long_python_packages --vary mlp=gelu,relu2,bio --seeds=3 --margin=0.01 --s
 SIZE=(--vary mlp=gelu,relu2,bio --n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --batch_size=16 --c_fc_std=unit)
 study larger_rates "${SIZE[@]}" --seeds=1 --tuning_seeds=1 --sweep learning_rate=1e-3,2e-3 --max_iters=1220 --warmup_iters=120 --eval_interval=305
 study larger "${SIZE[@]}" --seeds=2 --learning_rate=1e-3 --max_iters=4880 --warmup_iters=240 --eval_interval=610
+
+# 9. Planned, not run: what does silence cost? Hard events at target rates from 0.5 to 0.04 beside arms that are free to fire.
+RATE_ARMS=gelu,relu2,swiglu,bio+none,bio+feature+soft
+for rate in 0.5 0.25 0.15 0.08 0.04; do RATE_ARMS+=,bio+feature+hard+$rate; done
+EVENTS=(--vary "mlp+bio_gate+bio_event+bio_target_rate=$RATE_ARMS" --seeds=5 --margin=0.01 --finalists=3
+    --sweep learning_rate=7.5e-4,1.5e-3,3e-3,6e-3 --sweep c_fc_std=None,0.04,unit,0.16)
+
+# 9a. In the setting of initial_scale, whose runs of gelu, relu2, swiglu and bio without gate are taken over.
+study event_rate "${EVENTS[@]}" --max_iters=1500 --warmup_iters=150 --eval_interval=375 --reuse=results/initial_scale/runs.jsonl
+
+# 9b. At config_shakespeare_cpu.py: nanoGPT's corpus, learned positions, 2,000 steps.
+study event_rate_nanogpt_cpu "${EVENTS[@]}" --dataset=shakespeare_char --position=learned --qk_norm=False --max_iters=2000 \
+    --warmup_iters=100 --eval_interval=500 --reuse=results/nanogpt_cpu/runs.jsonl

@@ -42,7 +42,7 @@ def test_memory_of_one_variant_is_a_number(capsys):
 
 
 def test_memory_has_a_row_for_each_variant_measured_in_the_settings_of_the_run(capsys, monkeypatch):
-    peaks, asked = {"reference": 3.0, "gelu": 2.0, "bio/none": 2.0, "bio/feature": 4.0}, []
+    peaks, asked = {"reference": 3.0, "gelu": 2.0, "bio/none": 2.0, "bio/feature": 4.0, "bio/hard": 2.0}, []
 
     def run(command, **options):
         asked.append(command)
@@ -53,7 +53,7 @@ def test_memory_has_a_row_for_each_variant_measured_in_the_settings_of_the_run(c
     out = printed(capsys, "--only=memory", "--dtype=bfloat16", "--compile=False")
     assert re.findall(r"  (\S+) +(\S+) GiB(?: +(\S+)x gelu's)?", out) == [
         ("reference", "3.00", ""), ("gelu", "2.00", "1.000"), ("bio/none", "2.00", "1.000"),
-        ("bio/feature", "4.00", "2.000"),
+        ("bio/feature", "4.00", "2.000"), ("bio/hard", "2.00", "1.000"),
     ]  # fmt: skip
     assert all(command[3:] == ["--device=cpu", "--dtype=bfloat16", "--compile=False"] for command in asked)
 
@@ -140,7 +140,7 @@ def test_the_budget_has_a_row_for_each_variant(capsys, monkeypatch):
     bench.bench_budget(config, CPU)
     out = capsys.readouterr().out
     assert "under 7 GB, n_layer=1" in out and "reference   not even a micro-batch of 1 fits" in out
-    for variant, size in (("gelu", 3), ("bio/none", 2), ("bio/feature", 2)):
+    for variant, size in (("gelu", 3), ("bio/none", 2), ("bio/hard", 2)):
         assert re.search(rf"  {variant} +micro-batch +{size} +{NUMBER} \+- {NUMBER} +tokens/s", out), variant
 
 
