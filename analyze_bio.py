@@ -85,11 +85,13 @@ def read_text(config, model, meta):
     windows = data.windows("val", data.fixed_windows("val", max(1, config.tokens // data.block_size)))
     idx = send_windows(windows, torch.device("cpu"))[0]
     seen, token = idx.flatten().unique(return_inverse=True)  # (M,), and (N,) numbers below M
-    tokens = [tokenizer.token_bytes(i).decode("utf-8", "backslashreplace") for i in seen]
+    encoded = [tokenizer.token_bytes(i) for i in seen]
+    pieces = [token.decode("utf-8", "replace") for token in encoded]
     # a token's class: the Unicode category of its first letter, and whether a space, as of GPT-2's words, goes before
-    kinds = [(piece[0] == " ", unicodedata.category((piece.strip() or piece)[0])) for piece in tokens]
+    kinds = [(piece[0] == " ", unicodedata.category((piece.strip() or piece)[0])) for piece in pieces]
     classes = torch.tensor([sorted(set(kinds)).index(kind) for kind in kinds])
     eighth = torch.arange(idx.size(1)) * 8 // idx.size(1)  # of the window
+    tokens = [token.decode("utf-8", "backslashreplace") for token in encoded]  # where a part of a character is \xe2
     return Text(idx, tokens, {"token": token, "class": classes[token], "position": eighth.repeat(len(idx))})
 
 

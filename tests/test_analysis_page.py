@@ -79,6 +79,12 @@ def titles(figure):
     return [axes.get_title() for axes in figure.axes if axes.get_visible() and axes.get_title()]
 
 
+@pytest.mark.slow
+def test_words_as_tokens_do_not_collide():
+    words = [" the", "\n", ".", " Shakespeare", " a", "ing", " extraordinary", "你好世界", "  ", "'s"]
+    assert collisions(page("relu2", random_text()._replace(tokens=words), n_layer=4)) == []
+
+
 @pytest.mark.parametrize("n_layer", [1, 4, 12])
 @pytest.mark.parametrize("kind", ["feature", "hard", "relu2", "swiglu", "polynorm", "channel"])
 @pytest.mark.slow

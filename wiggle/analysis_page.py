@@ -11,7 +11,7 @@ from wiggle import analysis_page_activation as activation
 from wiggle import analysis_page_events as events
 from wiggle import analysis_page_neurons as neurons
 from wiggle.analysis_page_neurons import Betas
-from wiggle.analysis_panels import COLOURS, SHOWN, WIDTH, Layers, drawable, head_line, shorten, silence, with_events
+from wiggle.analysis_panels import COLOURS, SHOWN, WIDTH, Layers, drawable, head_line, shorten, silence
 
 
 @torch.no_grad()
@@ -43,8 +43,8 @@ def plan_sections(layers: Layers, betas: Betas) -> list[tuple]:
     if silence(layers):
         sections += [(2.5, events.draw_rates, ())]
         if events.tokens_differ(layers):
-            sections += [(1.3 + 0.18 * min(12, len(with_events(layers))), events.draw_tokens, ())]
-        sections += [(0.9 + 1.4 * min(events.RASTERS, len(with_events(layers))), events.draw_sentence, ())]
+            sections += [(events.tokens_height(layers), events.draw_tokens, ())]
+        sections += [(events.sentence_height(layers), events.draw_sentence, ())]
     if activation.learned_names(layers):
         sections += [(activation.learned_height(layers), activation.draw_learned, ())]
     for name in now.neurons:

@@ -35,7 +35,8 @@ def draw_summary(part: SubFigure, layers: Layers) -> None:
     (axes,) = subplots(part, 1, 3 if silent else 2, fewest=3)
     draw_violins(axes[0], layers, "Pre-activations", "std of c_fc's output", "preactivation_std")
     draw_violins(axes[1], layers, "Not linear", "share of variance", "nonlinear_share")
-    axes[0].set_ylim(bottom=0)
+    widest = max(float(std) for state in layers[0] for (std,) in values_of(layers, state, "preactivation_std"))
+    axes[0].set_ylim(0, 1.15 * widest or 1)
     axes[1].set_ylim(0, 1)
     if silent == "gate":
         draw_violins(axes[2], layers, "Events", "share that fire", "event_rate")

@@ -1,5 +1,7 @@
 """Pictures of who is active when: the units' rates, the tokens that wake most and fewest of them, one sentence."""
 
+import itertools
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -32,13 +34,20 @@ def draw_rates(part: SubFigure, layers: Layers) -> None:
     axes[0].set_ylabel("share of units")
 
 
+def shown_tokens(layers: Layers) -> list[str]:
+    """Tokens in the order of the mean of their rates over the layers, highest first; of many, both ends."""
+    events = [layers[i]["now"].figures["events"] for i in with_events(layers)]
+    mean = {line["token"]: 0.0 for line in events[0]}
+    for line in itertools.chain(*events):
+        mean[line["token"]] += line["rate"]
+    order = sorted(mean, key=mean.get, reverse=True)
+    return order if len(order) <= TOKENS else [*order[: TOKENS // 2], *order[-TOKENS // 2 :]]
+
+
 def draw_tokens(part: SubFigure, layers: Layers) -> None:
-    """The share of units that are active by token and layer, for the tokens of the highest and lowest mean."""
-    having = with_events(layers)
+    """The share of units that are active by token and layer."""
+    having, order = with_events(layers), shown_tokens(layers)
     rates = [{line["token"]: line["rate"] for line in layers[i]["now"].figures["events"]} for i in having]
-    order = sorted(rates[0], key=lambda token: -np.mean([layer[token] for layer in rates]))
-    if len(order) > TOKENS:
-        order = [*order[: TOKENS // 2], *order[-TOKENS // 2 :]]
     head_line(part, "Share of units that are active, by token: the highest and the lowest means")
     axes = part.subplots()
     table = np.array([[layer[token] for token in order] for layer in rates])  # (layers, tokens)
@@ -75,3 +84,20 @@ def label_tokens(axes: Axes, tokens: list[str]) -> None:
     labels = [label(token) for token in tokens]
     turned = 90 if max(map(len, labels)) > 2 else 0
     axes.set_xticks(range(len(labels)), labels, fontsize=8, rotation=turned, family="monospace", parse_math=False)
+
+
+def label_height(tokens: list[str]) -> float:
+    """Inches of what label_tokens writes."""
+    longest = max(len(label(token)) for token in tokens)
+    return 0.2 if longest <= 2 else 0.1 + 0.07 * longest
+
+
+def tokens_height(layers: Layers) -> float:
+    """Inches of draw_tokens."""
+    return 1.0 + 0.18 * min(12, len(with_events(layers))) + label_height(shown_tokens(layers))
+
+
+def sentence_height(layers: Layers) -> float:
+    """Inches of draw_sentence."""
+    having = with_events(layers)
+    return 0.7 + 1.4 * min(RASTERS, len(having)) + label_height(layers[having[-1]]["now"].events.tokens)
