@@ -2,7 +2,6 @@
 
 import collections
 import copy
-import math
 
 import pytest
 import torch
@@ -18,8 +17,6 @@ from model_bio import (
     BioMLP,
     CausalSelfAttention,
     GPTConfig,
-    OscillatingNeuron,
-    SparseEventGate,
     model_args,
     rope_tables,
 )
@@ -33,6 +30,7 @@ def small(**changes):
 VARIANTS = [
     {},
     *({"mlp": "bio", "bio_gate": gate} for gate in ("none", "feature", "dense")),
+    {"mlp": "bio", "bio_event": "hard"},
     {"mlp": "bio", "position": "rope", "use_rmsnorm": True, "bias": False},
     {"mlp": "bio", "position": "none"},
     {"mlp": "gelu", "position": "rope", "qk_norm": True},
@@ -60,44 +58,6 @@ def parameters(**changes):
 # --- the neurons ---
 
 
-def test_oscillating_neuron_is_its_equation():
-    neuron = OscillatingNeuron(5)
-    x = 3 * torch.randn(7, 5)
-    with torch.no_grad():
-        neuron.baseline.normal_()
-    expected = [
-        [
-            math.sin(w * v + p) * math.tanh(v) + b
-            for v, w, p, b in zip(
-                row, *map(torch.Tensor.tolist, (neuron.omega, neuron.phi, neuron.baseline)), strict=True
-            )
-        ]
-        for row in x.tolist()
-    ]
-    torch.testing.assert_close(neuron(x), torch.tensor(expected), atol=1e-6, rtol=0)
-
-
-def test_oscillating_neuron_forms_its_phase_in_float32():
-    neuron = OscillatingNeuron(64)
-    x = (20 * torch.randn(50, 64)).bfloat16()
-    error = (neuron(x).float() - neuron(x.float())).abs().max()
-    assert neuron(x).dtype == torch.bfloat16
-    assert error < 0.005  # the output's own rounding; a phase in bfloat16 is off by ten times that
-
-
-@pytest.mark.parametrize("dense", [False, True])
-def test_gate_is_its_equation(dense):
-    gate = SparseEventGate(6, threshold=0.3, dense=dense)
-    x = torch.randn(9, 6)
-    drive = gate.gate.weight @ x.T + gate.gate.bias[:, None] if dense else (gate.gain * x + gate.offset).T
-    voltage = 1 / (1 + torch.exp(-drive.T))
-    passed = x / (1 + torch.exp(-5 * (voltage - 0.3)))
-    passed = passed @ gate.transform.weight.T + gate.transform.bias if dense else passed
-    a = gate.activation
-    expected = torch.sin(a.omega * passed + a.phi) * torch.tanh(passed) + a.baseline
-    torch.testing.assert_close(gate(x), expected, atol=1e-6, rtol=1e-5)
-
-
 @pytest.mark.parametrize("gate", ["none", "feature", "dense"])
 def test_bio_mlp_is_its_parts_in_order(gate):
     mlp = BioMLP(small(bio_gate=gate))
@@ -108,8 +68,9 @@ def test_bio_mlp_is_its_parts_in_order(gate):
 
 
 @pytest.mark.parametrize("width", [64, 384])
-def test_feature_gate_starts_selective(width):
-    model = GPT(small(mlp="bio", n_embd=width, n_layer=1), seed=0)
+@pytest.mark.parametrize("event", ["soft", "hard"])
+def test_a_gate_starts_selective(width, event):
+    model = GPT(small(mlp="bio", bio_event=event, n_embd=width, n_layer=1), seed=0)
     normalised = torch.randn(50, width)
     assert 0.1 < model.transformer.h[0].mlp.event_rate(normalised) < 0.2
 
@@ -286,7 +247,7 @@ def test_the_loss_in_chunks_is_the_plain_one(monkeypatch, dtype):
         torch.testing.assert_close(a, b, **close)
 
 
-COMPILED = [{}, {"mlp": "bio"}, {"mlp": "bio", "bio_gate": "none"}, {"mlp": "dendritic"}]
+COMPILED = [{}, {"mlp": "bio"}, {"mlp": "bio", "bio_event": "hard"}, {"mlp": "dendritic"}]
 
 
 @pytest.mark.parametrize("changes", COMPILED, ids=str)
@@ -560,6 +521,9 @@ def test_generation_leaves_the_mode_alone_and_ignores_dropout():
         ({"n_head": 3}, "n_head=3 does not divide n_embd=16"),
         ({"mlp": "gelo"}, "mlp='gelo' is unknown"),
         ({"bio_gate": "soft"}, "bio_gate='soft' is unknown"),
+        ({"mlp": "bio", "bio_event": "hard", "bio_gate": "none"}, "bio_event='hard' is a form of bio_gate='feature'"),
+        ({"bio_event": "firm"}, "bio_event='firm' is unknown: choose one of soft, hard"),
+        ({"bio_target_rate": 1.0}, "bio_target_rate=1.0 must lie between 0 and 1"),
         ({"position": "alibi"}, "position='alibi' is unknown"),
         ({"bio_threshold": 1.5}, "bio_threshold=1.5 must lie in 0..1"),
         ({"bio_threshold": float("nan")}, "bio_threshold=nan must lie in 0..1"),
