@@ -12,6 +12,7 @@ from wiggle.analysis_panels import COLOURS, Layers, head_line, label, silence, s
 
 BINS = np.linspace(0, 1, 21)
 TOKENS = 48  # named in the picture of rates by token: one half those of the highest, one half those of the lowest
+UNITS = 120  # of a layer that the sentence shows, evenly spread over their order: more than one sees
 RASTERS = 3  # layers whose units are shown on the sentence
 
 
@@ -72,8 +73,17 @@ def draw_sentence(part: SubFigure, layers: Layers) -> None:
     head_line(part, "One sentence: units (the busiest at the top) that are active on each token")
     axes = part.subplots(len(chosen), 1, squeeze=False, sharex=True)[:, 0]
     for panel, i in zip(axes, chosen, strict=True):
-        events = layers[i]["now"].events
-        panel.imshow(events.active, aspect="auto", cmap=ListedColormap(["white", COLOURS["now"]]), vmin=0, vmax=1)
+        active = layers[i]["now"].events.active
+        units, tokens = active.shape
+        panel.imshow(
+            active[spread(units, UNITS)],
+            extent=(-0.5, tokens - 0.5, units, 0),
+            aspect="auto",
+            interpolation="nearest",
+            cmap=ListedColormap(["white", COLOURS["now"]]),
+            vmin=0,
+            vmax=1,
+        )
         panel.set_ylabel(f"layer {i + 1}: unit", fontsize=8)
         panel.tick_params(axis="y", labelsize=8)
     label_tokens(axes[-1], layers[chosen[-1]]["now"].events.tokens)
