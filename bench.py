@@ -4,6 +4,7 @@ Speed and memory: each variant beside its control, alternated in one run.
     python bench.py --device=cpu
     python bench.py --device=cuda --budget_gb=7        (what an 8 GB card leaves)
     python bench.py --device=cpu --only=data           (preparing and reading datasets, beside nanoGPT's way)
+    python bench.py --device=cpu --only=events         (decoding what fires alone, beside the dense way)
 
 Training steps are train.py's own, on random tokens. `reference` is a plain loop and model in nanoGPT's manner:
 LayerNorm, nn.GELU, SDPA, batches assembled row by row, AdamW not fused, eager. Times are medians of alternated repeats,
@@ -25,22 +26,21 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn as nn
 from torch import Tensor
-from torch.nn import functional as F
 
-from kernels import attention, matmul, oscillation
+from kernels import attention, event_mlp, matmul, oscillation
 from kernels.decoding import cast_matrices
-from kernels.matmul import Linear
-from model_bio import GPT, GPTConfig
+from model_bio import GPT
 from train import TrainConfig, train_step
-from wiggle import configurator, data_speed, errors
+from wiggle import checkpoint, configurator, data_speed, errors, event_speed
 from wiggle.dataset import BatchesAhead, Dataset
 from wiggle.device import Machine, autocast, drain, keep_freed_memory, peak_flops, peak_memory, pick_machine
 from wiggle.errors import UserError
 from wiggle.guarded_step import GuardedOptimizer
 from wiggle.optimizers import configure_optimizer
 from wiggle.out_of_memory import out_of_memory
+from wiggle.reference_gpt import Reference
+from wiggle.timing import Ceilings, alternate, measure_ceilings, median_and_spread
 
 VARIANTS = {
     "reference": {},
@@ -65,12 +65,15 @@ class BenchConfig:
     """What to measure. Raises ValueError for impossible values."""
 
     # what
-    only: Literal["all", "train", "memory", "sample", "data"] = "all"  # one part of the table; all: the first three
+    only: Literal["all", "train", "memory", "sample", "data", "events"] = (
+        "all"  # one part of the table; all: the first three
+    )
     repeats: int = 7  # alternated rounds behind each median, after one that warms up
     steps: int = 10  # training steps a round
     sample_tokens: int = 500  # tokens to sample
     data_mb: float = 200.0  # MB of text to prepare
     batches: int = 10_000  # batches to read
+    checkpoint: str | None = None  # a run with hard events, for --only=events; None: random weights at GPT-2's shape
     budget_gb: float | None = None  # cap CUDA's allocator here, and measure the largest micro-batch that fits, no more
     variant: str | None = None  # print the bytes that steps of this variant alone take, measured in this process
 
@@ -88,43 +91,6 @@ class BenchConfig:
 
 
 # --- the reference: a plain GPT, and its training step ---
-
-
-class ReferenceBlock(nn.Module):
-    """Causal attention and a GELU MLP, each behind a LayerNorm. (B, T, C) -> (B, T, C)."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norm_1, self.norm_2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
-        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-        self.up, self.gelu = nn.Linear(width, 4 * width, bias=False), nn.GELU()
-        self.down, self.dropout = nn.Linear(4 * width, width, bias=False), nn.Dropout(0.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = self.qkv(self.norm_1(x)).split(C, dim=2)
-        q, k, v = (part.view(B, T, self.heads, C // self.heads).transpose(1, 2) for part in (q, k, v))  # (B, H, T, D)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).contiguous().view(B, T, C)
-        x = x + self.dropout(self.out(y))
-        return x + self.dropout(self.down(self.gelu(self.up(self.norm_2(x)))))
-
-
-class Reference(nn.Module):
-    """The plain GPT that speed is judged against. Token ids x and targets y, (B, T) each -> (logits, loss)."""
-
-    def __init__(self, c: GPTConfig):
-        super().__init__()
-        self.tokens, self.places = nn.Embedding(c.vocab_size, c.n_embd), nn.Embedding(c.block_size, c.n_embd)
-        self.blocks = nn.Sequential(*(ReferenceBlock(c.n_embd, c.n_head) for _ in range(c.n_layer)))
-        self.norm = nn.LayerNorm(c.n_embd, bias=False)
-        self.head = nn.Linear(c.n_embd, c.vocab_size, bias=False)
-        self.tokens.weight = self.head.weight
-
-    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.tokens(x) + self.places(torch.arange(x.size(1), device=x.device))
-        logits = self.head(self.norm(self.blocks(h)))
-        return logits, F.cross_entropy(logits.view(-1, logits.size(-1)), y.view(-1), ignore_index=-1)
 
 
 class ReferenceStep:
@@ -188,62 +154,6 @@ def write_random_tokens(folder: Path, vocab_size: int) -> None:
         tokens.tofile(folder / f"{split}.bin")
     meta = {"dtype": "uint16", "tokenizer": {"kind": "byte", "vocab_size": 256}}
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-
-
-# --- timing ---
-
-
-def alternate(actions: dict[str, Callable], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """{name: function} -> {name: seconds of each round}, the functions taking turns; the first round warms up."""
-    seconds = {name: [] for name in actions}
-    for _ in range(repeats + 1):
-        for name, action in actions.items():
-            drain(device)
-            start = time.perf_counter()
-            action()
-            drain(device)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: spent[1:] for name, spent in seconds.items()}
-
-
-def median_and_spread(values: list[float]) -> tuple[float, float]:
-    """The median, and half the interquartile range."""
-    low, middle, high = (np.percentile(values, q) for q in (25, 50, 75))
-    return middle, (high - low) / 2
-
-
-def launch(action: Callable, count: int) -> None:
-    """Call an action `count` times."""
-    for _ in range(count):
-        action()
-
-
-class Ceilings(NamedTuple):
-    """The best that a machine gives, which the rates of training and sampling are shares of."""
-
-    bytes_per_second: float  # of a matrix-vector product, which reads a matrix from memory
-    flops: float  # a second, of a product of two matrices
-
-
-@torch.no_grad()
-def measure_ceilings(machine: Machine, repeats: int, n: int) -> Ceilings:
-    """
-    By plain torch and by kernels/matmul.py's Linear, whichever is faster, on n x n matrices.
-
-    A card gets many products between two readings of the clock, which would else time the launch and the wait.
-    """
-    launches = 1 if machine.device.type == "cpu" else 20
-    options = {"device": machine.device, "dtype": machine.dtype}
-    square = Linear(n, n, bias=False, **options)
-    wide = Linear(n, 2**26 // n, bias=False, **options)  # past every cache
-    vector, matrix = torch.randn(n, **options), torch.randn(n, n, **options)
-    actions = {"vector": lambda: wide.weight @ vector, "our vector": lambda: wide(vector)}
-    actions |= {"matrix": lambda: matrix @ square.weight, "our matrix": lambda: square(matrix)}
-    actions = {name: functools.partial(launch, action, launches) for name, action in actions.items()}
-    rounds = alternate(actions, max(10, repeats), machine.device)
-    best = {name: min(seconds) / launches for name, seconds in rounds.items()}
-    bandwidth = wide.weight.numel() * machine.dtype.itemsize / min(best["vector"], best["our vector"])
-    return Ceilings(bandwidth, 2 * n**3 / min(best["matrix"], best["our matrix"]))
 
 
 # --- what is printed: training ---
@@ -451,6 +361,34 @@ def cached_drawing(model: GPT, batch: int, count: int, compiled: bool) -> Callab
     return functools.partial(model.generate, prompts, count, top_k=200, cache=cache, compiled=compiled)
 
 
+# --- what is printed: events ---
+
+
+def bench_events(config: BenchConfig, machine: Machine) -> None:
+    """A row for each event rate, or for a run's own: MLPs and whole steps, dense and event-driven."""
+    if machine.device.type != "cpu" or event_mlp.load_kernel()[0] is None:
+        raise UserError(f"steps are event-driven on the CPU alone, by a C kernel: {event_mlp.load_kernel()[1]}")
+    if config.checkpoint is None:
+        shape = TrainConfig(**GPT2, mlp="bio", bio_event="hard", position="rope", qk_norm=True, bias=False)
+        model = GPT(shape.gpt_config(GPT2["vocab_size"]), seed=1).eval()
+    else:
+        model = checkpoint.load_model(config.checkpoint, machine.device)[0].eval()
+        if not model.config.hard_events:
+            raise UserError(f"{config.checkpoint} has no hard events: give a run of --mlp=bio --bio_event=hard")
+    print(f"\nevents in steps of one token, {config.sample_tokens} of them: {model.describe()}")
+    print(event_speed.HEADER)
+    count = min(config.sample_tokens, model.config.block_size // 2)
+    for rate in (None,) if config.checkpoint else event_speed.RATES:
+        if rate is not None:
+            event_speed.set_rate(model, rate)
+        generator = torch.Generator().manual_seed(0)
+        text = model.generate(torch.zeros(1, 1, dtype=torch.long), count, top_k=200, generator=generator)
+        speed = event_speed.measure(model, text, count, config.repeats)
+        print(event_speed.row(model, speed, "own" if rate is None else f"{rate:g}"))
+        if rate in (None, 0.15):
+            print(f"        {event_speed.rest_of_a_step(model, text, config.repeats)}")
+
+
 # --- what is printed: data ---
 
 
@@ -526,6 +464,9 @@ def main(argv=None):
     print(f"device    {machine}, torch {torch.__version__}")
     if config.only == "data":
         bench_data(config, machine)
+        return
+    if config.only == "events":
+        bench_events(config, machine)
         return
     print(f"kernels   oscillation by {oscillation.backend(machine.device)}, ", end="")
     print(f"attention by {attention.backend(machine.device)}")

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import bench
+from kernels import c_library
+from model_bio import GPT, GPTConfig, model_args
 from wiggle import device
 from wiggle.device import Machine
 from wiggle.errors import UserError
@@ -85,6 +87,22 @@ def test_sampling_has_a_row_for_each_way(capsys, monkeypatch, flags):
     compiled = ["compiled"] if flags == ["--compile=True"] else []
     assert ways == ["uncached", "cached", *compiled, "batch of 8"]
     assert re.search(r"uncached .* 1\.00x uncached", out) and "sampling 20 tokens, n_layer=1" in out
+
+
+@pytest.mark.skipif(c_library.find_compiler() is None, reason="no C compiler")
+def test_events_have_a_row_for_each_rate(capsys):
+    out = printed(capsys, "--only=events")
+    row = rf"^  (\S+) +{NUMBER} +{NUMBER} +{NUMBER} \+- {NUMBER} +{NUMBER} \+- {NUMBER} +{NUMBER}x .* {NUMBER}x$"
+    assert re.findall(row, out, re.MULTILINE) == ["0.5", "0.25", "0.15", "0.08", "0.04"]
+    assert re.search(r"a step at place 8 takes \S+ ms: MLPs .*, Python and the rest", out)
+
+
+def test_events_of_a_run_without_any_are_refused(capsys, tmp_path):
+    model = GPT(GPTConfig(**{key: TINY[key] for key in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}))
+    torch.save({"model": model.state_dict(), "model_args": model_args(model.config)}, tmp_path / "ckpt.pt")
+    with pytest.raises(SystemExit):
+        bench.main(["--device=cpu", "--only=events", f"--checkpoint={tmp_path / 'ckpt.pt'}"])
+    assert "has no hard events" in "".join(capsys.readouterr())
 
 
 def test_the_ceilings_are_plausible():
