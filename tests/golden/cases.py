@@ -36,6 +36,7 @@ CASES = {
     "gcu": {"mlp": "gcu"},
     "bio_none": {"mlp": "bio", "bio_gate": "none"},
     "bio_feature": {"mlp": "bio", "bio_gate": "feature"},
+    "bio_hard": {"mlp": "bio", "bio_event": "hard"},
     "bio_dense": {"mlp": "bio", "bio_gate": "dense"},
     "dendritic": {"mlp": "dendritic", "dendritic_branches": 3, "dendritic_beta": "unit"},
     "user_neuron": {"mlp": f"{FOLDER / 'neuron.py'}:Wave"},
