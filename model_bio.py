@@ -28,12 +28,9 @@ from kernels import attention as fused_attention
 from kernels import event_mlp, likeliest
 from kernels.activations import ACTIVATIONS
 from kernels.cross_entropy import chunked_cross_entropy
-from kernels.decoding import STEP_OPTIONS, KVCache, Past, pick_tokens
-from kernels.event_mlp import EventMLP
-from kernels.likeliest import LikeliestRows
+from kernels.decoding import STEP_OPTIONS, KVCache, Past, check_drawing, pick_tokens, weaken_seen
 from kernels.matmul import Linear
 from kernels.neurons import HardEventGate, OscillatingNeuron, SparseEventGate
-from kernels.oscillation import oscillate_gated
 from kernels.rotary import normalise, rope_tables, rotate
 
 LARGE_LOGITS = 2**25  # numbers in a batch's logits from which training takes its loss in chunks: 128 MiB in float32
@@ -139,7 +136,7 @@ class GPTConfig:
 
 
 class BioMLP(nn.Module):
-    """c_fc -> OscillatingNeuron -> SparseEventGate (unless bio_gate='none') -> c_proj -> dropout. (B, T, C) -> same."""
+    """c_fc -> OscillatingNeuron -> event gate (unless bio_gate='none') -> c_proj -> dropout. (B, T, C) -> same."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -151,42 +148,28 @@ class BioMLP(nn.Module):
         if config.bio_event == "hard":
             self.sparse_gate = HardEventGate(hidden, config.bio_target_rate, input_std)
         elif config.bio_gate != "none":
-            dense = config.bio_gate == "dense"
-            self.sparse_gate = SparseEventGate(hidden, config.bio_threshold, dense, config.bias, input_std)
+            options = {"dense": config.bio_gate == "dense", "bias": config.bias, "input_std": input_std}
+            self.sparse_gate = SparseEventGate(hidden, config.bio_threshold, **options)
         self.c_proj = Linear(hidden, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
-        self.steps: EventMLP | None = None
+        self.steps: event_mlp.EventMLP | None = None
 
     def forward(self, x):
         if not torch.compiler.is_compiling() and not self.training and self.steps is not None and self.steps.serves(x):
             return self.steps(x)
-        x, gate = self.c_fc(x), self.sparse_gate  # (B, T, F)
-        if isinstance(gate, HardEventGate):
-            x = gate(x, self.oscillating)
-        elif gate is None or gate.dense:
-            x = self.oscillating(x)
-            x = x if gate is None else gate(x)
-        else:  # both oscillations and the gate in one operation, which saves x alone
-            first = (self.oscillating.omega, self.oscillating.phi, self.oscillating.baseline)
-            second = (gate.activation.omega, gate.activation.phi, gate.activation.baseline)
-            x = oscillate_gated(x, *first, gate.gain, gate.offset, gate.threshold, *second)
-        return self.dropout(self.c_proj(x))  # (B, T, C)
+        h, gate = self.c_fc(x), self.sparse_gate  # (B, T, F)
+        y = self.oscillating(h) if gate is None else gate(h, self.oscillating)
+        return self.dropout(self.c_proj(y))  # (B, T, C)
 
     def prepare_steps(self) -> None:
         """With hard events: lay the weights out for steps of one token, which then read what fires alone."""
-        hard = isinstance(self.sparse_gate, HardEventGate)
-        if hard and (self.steps is None or not self.steps.is_current()):
+        if self.steps is None or not self.steps.is_current():
             self.steps = None  # before the new one takes memory
             self.steps = event_mlp.prepare(self.c_fc, self.c_proj, self.oscillating, self.sparse_gate)
 
     def fires(self, x: Tensor) -> Tensor:
         """Which hidden features fire, of an MLP with a gate. x: input of c_fc (..., C) -> bool (..., F)."""
-        h, gate = self.c_fc(x), self.sparse_gate
-        return gate.fires(h if isinstance(gate, HardEventGate) else self.oscillating(h))
-
-    def event_rate(self, x: Tensor) -> Tensor:
-        """The share of hidden features that fire. x: input of c_fc (..., C) -> scalar."""
-        return self.fires(x).float().mean()
+        return self.sparse_gate.fires(self.c_fc(x), self.oscillating)
 
 
 class MLP(nn.Module):
@@ -287,16 +270,6 @@ class DendriticMLP(MLP):
         z, share = self.compete(x)
         return self.dropout(self.c_proj((share * z).sum(-2)))
 
-    @torch.no_grad()
-    def branch_usage(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """
-        x: input of c_fc (..., C) -> (usage (K, F), the share of tokens on which each branch of a unit wins;
-        effective number of branches (F,), exp of the usage's entropy: 1 where one always wins, K where all do alike).
-        """
-        winner = self.compete(x)[1].argmax(dim=-2).flatten(0, -2)  # (tokens, F)
-        usage = torch.stack([(winner == k).float().mean(0) for k in range(self.branches)])
-        return usage, torch.special.entr(usage).sum(0).exp()
-
 
 class CausalSelfAttention(nn.Module):
     """
@@ -304,7 +277,7 @@ class CausalSelfAttention(nn.Module):
 
     rope: cos and sin of the tokens' positions, (T, D/2) each, or (B, 1, T, D/2) where they differ by sequence, or None.
     past: while generating, where keys and values are kept and those of earlier tokens found (Past), or None. mask: what
-    each token may look at (`conversation_mask`), or None for all tokens up to itself.
+    each token may look at (conversation_mask), or None for all tokens up to itself.
     """
 
     def __init__(self, config: GPTConfig):
@@ -373,16 +346,6 @@ def make_norm(config: GPTConfig) -> nn.Module:
     return nn.LayerNorm(config.n_embd, bias=config.bias)
 
 
-def conversation_mask(begins: Tensor) -> Tensor:
-    """
-    What each token may look at where conversations stand side by side in a sequence: its own one's, up to itself.
-
-    begins: (B, T), as in GPT.forward -> (B, 1, T, T), True where the third dimension's token sees the fourth's.
-    """
-    places = torch.arange(begins.size(1), device=begins.device)
-    return ((places <= places[:, None]) & (places >= begins[:, :, None])).unsqueeze(1)
-
-
 def stable_seed(*parts: object) -> int:
     """A 63-bit seed from anything printable: the same on every machine, in every process."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
@@ -415,7 +378,7 @@ class GPT(nn.Module):
             cos, sin = rope_tables(config.block_size, config.n_embd // config.n_head)
             self.register_buffer("rope_cos", cos, persistent=False)
             self.register_buffer("rope_sin", sin, persistent=False)
-        self.likeliest: LikeliestRows | None = None
+        self.likeliest: likeliest.LikeliestRows | None = None
         self.sampled_vocab = config.vocab_size
         if config.vocab_size == 50304:  # GPT-2's vocabulary, rounded up for speed
             self.limit_sampling(50257)
@@ -470,7 +433,7 @@ class GPT(nn.Module):
         x = self.transformer.wte(idx).to(self.transformer.ln_f.weight.dtype)  # (B, T, C); matrices may be less exact
         rope = mask = None
         if begins is not None:
-            mask = conversation_mask(begins)
+            mask = fused_attention.conversation_mask(begins)
             places = torch.arange(idx.size(1), device=idx.device) - begins  # (B, T), within the own conversation
         if self.config.position == "learned":
             x = x + self.transformer.wpe.weight[places]  # (T, C), the same for each sequence, or (B, T, C)
@@ -613,10 +576,7 @@ class GPT(nn.Module):
         """
         if idx.dim() != 2 or idx.size(1) < 1:
             raise ValueError(f"expected a prompt of shape (B, T) with T >= 1, got {tuple(idx.shape)}")
-        if temperature < 0 or repetition_penalty <= 0 or (top_k is not None and top_k < 1):
-            raise ValueError("temperature must be at least 0, repetition_penalty above 0, top_k at least 1")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"top_p={top_p} must lie in (0, 1]")
+        check_drawing(temperature, top_k, top_p, repetition_penalty)
         (B, T), size, device = idx.shape, self.config.block_size, idx.device
         text = torch.cat([idx, idx.new_zeros(B, max_new_tokens)], dim=1)  # all tokens, the new ones filled in
         seen = torch.zeros(B, self.config.vocab_size, dtype=torch.bool, device=device).scatter_(1, idx, True)
@@ -642,8 +602,7 @@ class GPT(nn.Module):
                 else:
                     logits, ids = self._likely_logits(token, cache, place, likely)
                 if repetition_penalty != 1.0:
-                    weaker = torch.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty)
-                    logits = torch.where(seen, weaker, logits)
+                    logits = weaken_seen(logits, seen, repetition_penalty)
                 token = pick_tokens(logits[:, : self.sampled_vocab], temperature, top_k, top_p, generator, ids)
                 text[:, end : end + 1] = token
                 seen.scatter_(1, token, True)

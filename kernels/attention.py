@@ -47,6 +47,16 @@ def attend(qkv: Tensor, heads: int, norm: bool = False, rope: tuple[Tensor, Tens
     return _Attention.apply(qkv, heads, norm, cos, sin)
 
 
+def conversation_mask(begins: Tensor) -> Tensor:
+    """
+    What each token may look at where conversations stand side by side in a sequence: its own one's, up to itself.
+
+    begins: (B, T), as in GPT.forward -> (B, 1, T, T), True where the third dimension's token sees the fourth's.
+    """
+    places = torch.arange(begins.size(1), device=begins.device)
+    return ((places <= places[:, None]) & (places >= begins[:, :, None])).unsqueeze(1)
+
+
 def serves_step(qkv: Tensor, keys: Tensor) -> bool:
     """Whether `attend_step` takes qkv and the kept keys; where it does not, as with `serves`."""
     return qkv.size(1) == 1 and keys.dtype == torch.float32 and not torch.is_grad_enabled() and serves(qkv)

@@ -78,6 +78,20 @@ class Past(NamedTuple):
         return self.cache.extend(self.layer, self.places, k, v)
 
 
+def check_drawing(temperature: float, top_k: int | None, top_p: float | None, repetition_penalty: float = 1.0) -> None:
+    """Raise ValueError where tokens cannot be drawn in this way, as GPT.stream explains it."""
+    if temperature < 0 or repetition_penalty <= 0 or (top_k is not None and top_k < 1):
+        raise ValueError("temperature must be at least 0, repetition_penalty above 0, top_k at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p} must lie in (0, 1]")
+
+
+def weaken_seen(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make ids that were seen less likely, by a penalty above 1 (Keskar et al., 2019). logits, seen (bool): (B, V)."""
+    weaker = torch.where(logits < 0, logits * penalty, logits / penalty)
+    return torch.where(seen, weaker, logits)
+
+
 def pick_tokens(
     logits: Tensor,
     temperature: float,

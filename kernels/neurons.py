@@ -12,7 +12,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from kernels.matmul import Linear
-from kernels.oscillation import oscillate, oscillate_events
+from kernels.oscillation import oscillate, oscillate_events, oscillate_gated
 
 
 class OscillatingNeuron(nn.Module):
@@ -41,8 +41,8 @@ class SparseEventGate(nn.Module):
     With dense=True, the historic form: v = sigmoid(W_g x + b_g), y = OscillatingNeuron(W_t (x·s) + b_t), which costs
     two features × features matrices a layer.
 
-    x: (..., features), the first oscillation's output -> y: same shape. input_std: standard deviation of the first
-    oscillation's input h, which fixes where g and o start: about 15 % of features fire, those with |h| > 1.44 standard
+    Here x is the output of the first oscillation, whose input is h, c_fc's output. input_std: standard deviation of h
+    at the start, which fixes where g and o start: about 15 % of features fire, those with |h| > 1.44 standard
     deviations. With g = 1 and o = 0 all of them would fire for ever, and the gate would be a constant.
     """
 
@@ -67,14 +67,23 @@ class SparseEventGate(nn.Module):
         """v in (0, 1) of each feature; x: (..., features) -> same shape."""
         return torch.sigmoid(self.gate(x) if self.dense else self.gain * x + self.offset)
 
-    def fires(self, x: Tensor) -> Tensor:
-        """Which features count as firing: voltage above the threshold; x: (..., features) -> bool, same shape."""
-        return self.voltage(x) > self.threshold
+    def fires(self, h: Tensor, neuron: OscillatingNeuron) -> Tensor:
+        """Which features count as firing, their voltage above the threshold; h: (..., features) -> bool, same shape."""
+        return self.voltage(neuron(h)) > self.threshold
 
-    def forward(self, x):
+    def pass_on(self, x: Tensor) -> Tensor:
+        """x: the first oscillation's output (..., features) -> y: same shape, part by part."""
         strength = torch.sigmoid(5 * (self.voltage(x) - self.threshold))
         passed = (x * strength).to(x.dtype)
         return self.activation(self.transform(passed) if self.dense else passed)
+
+    def forward(self, h: Tensor, neuron: OscillatingNeuron) -> Tensor:
+        """h: c_fc's output (..., features); neuron: the first oscillation -> y: same shape."""
+        if self.dense:
+            return self.pass_on(neuron(h))
+        first = neuron.omega, neuron.phi, neuron.baseline
+        second = self.activation.omega, self.activation.phi, self.activation.baseline
+        return oscillate_gated(h, *first, self.gain, self.offset, self.threshold, *second)  # which saves h alone
 
 
 class HardEventGate(nn.Module):
@@ -98,8 +107,8 @@ class HardEventGate(nn.Module):
         self.register_buffer("threshold", torch.full((features,), start))
         self.register_buffer("events", torch.zeros(2, features), persistent=False)
 
-    def fires(self, h: Tensor) -> Tensor:
-        """Which features fire; h: c_fc's output (..., features) -> bool, same shape."""
+    def fires(self, h: Tensor, neuron: OscillatingNeuron) -> Tensor:
+        """Which features fire, whatever the neuron makes of it; h: (..., features) -> bool, same shape."""
         return h.float().abs() > self.threshold
 
     def forward(self, h: Tensor, neuron: OscillatingNeuron) -> Tensor:

@@ -91,6 +91,36 @@ def _events_backward(
 
 
 @triton.jit
+def _gate_backward(
+    g: tl.tensor,
+    u: tl.tensor,
+    v: tl.tensor,
+    e: tl.tensor,
+    gain: tl.tensor,
+    omega2: tl.tensor,
+    s2: tl.tensor,
+    c2: tl.tensor,
+    t2: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """
+    From the gradient g of the second oscillation of u e: the gradients of u, of its phase, and of gain u + offset.
+
+    v: the voltage; e: the spike strength; s2, c2, t2: sine, cosine and tanh of the second oscillation.
+    """
+    dz, phase = _oscillate_backward(g, omega2, s2, c2, t2)
+    d = 5 * dz * u * e * (1 - e) * v * (1 - v)
+    return dz * e + d * gain, phase, d
+
+
+@triton.jit
+def _store_sums(S: tl.tensor, f: tl.tensor, inside: tl.tensor, a: tl.tensor, b: tl.tensor, c: tl.tensor) -> None:
+    """Store three running sums (R, COLUMNS), each added up over R, in three rows of f numbers from S on."""
+    tl.store(S, tl.sum(a, 0), inside)
+    tl.store(S + f, tl.sum(b, 0), inside)
+    tl.store(S + 2 * f, tl.sum(c, 0), inside)
+
+
+@triton.jit
 def _oscillation_kernel(
     X: tl.tensor,
     W: tl.tensor,
@@ -141,11 +171,9 @@ def _oscillation_kernel(
             if NV == EVENTS:
                 passed, jump = _events_backward(g, x, edge, s * t, FAST)
             if NV == 8:
-                dz, d = _oscillate_backward(g, omega2, s2, c2, t2)
-                a5, a6, a7 = a5 + d * u * e, a6 + d, a7 + g
-                d = 5 * dz * u * e * (1 - e) * v * (1 - v)  # the gradient of gain u + offset
-                a3, a4, g = a3 + d * u, a4 + d, dz * e + d * gain
-                passed = g
+                a7 += g
+                g, d2, d = _gate_backward(g, u, v, e, gain, omega2, s2, c2, t2)
+                a3, a4, a5, a6, passed = a3 + d * u, a4 + d, a5 + d2 * u * e, a6 + d2, g
             y, d = _oscillate_backward(passed, omega, s, c, t)
             y += jump
             a0, a1, a2 = a0 + d * x, a1 + d, a2 + g
@@ -156,13 +184,9 @@ def _oscillation_kernel(
         tl.store(S + tl.program_id(0) * f + j, tl.sum(a0, 0), inside)
     if BACK:
         sums = S + tl.program_id(0) * (8 if NV == 8 else 3) * f + j
-        tl.store(sums, tl.sum(a0, 0), inside)
-        tl.store(sums + f, tl.sum(a1, 0), inside)
-        tl.store(sums + 2 * f, tl.sum(a2, 0), inside)
+        _store_sums(sums, f, inside, a0, a1, a2)
         if NV == 8:
-            tl.store(sums + 3 * f, tl.sum(a3, 0), inside)
-            tl.store(sums + 4 * f, tl.sum(a4, 0), inside)
-            tl.store(sums + 5 * f, tl.sum(a5, 0), inside)
+            _store_sums(sums + 3 * f, f, inside, a3, a4, a5)
             tl.store(sums + 6 * f, tl.sum(a6, 0), inside)
             tl.store(sums + 7 * f, tl.sum(a7, 0), inside)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from kernels.cross_entropy_triton import _cross_entropy_kernel
@@ -56,15 +57,16 @@ def usage_of(name: str, dtype: str, architecture: int) -> Usage:
         ptx.write_text(compiled.asm["ptx"])
         cubin.write_bytes(compiled.asm["cubin"])
         target = re.search(r"\.target (\S+)", compiled.asm["ptx"])[1].rstrip(",")
-        said = run("ptxas", "-v", f"--gpu-name={target}", str(ptx), "-o", str(Path(folder, "again.cubin")))
-        code = run("nvdisasm", "-c", str(cubin))
+        assembler = get_ptxas(architecture).path  # which differs by card: the older one knows no newer PTX
+        said = run(assembler, "-v", f"--gpu-name={target}", str(ptx), "-o", str(Path(folder, "again.cubin")))
+        code = run(str(TOOLS / "nvdisasm"), "-c", str(cubin))
     registers, spilled = re.search(r"Used (\d+) registers", said)[1], re.search(r"(\d+) bytes spill stores", said)[1]
     return Usage(int(registers), int(spilled), len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", code, re.MULTILINE)))
 
 
 def run(tool: str, *arguments: str) -> str:
     """All that one of Triton's copies of CUDA's tools says."""
-    done = subprocess.run([str(TOOLS / tool), *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run([tool, *arguments], check=True, capture_output=True, text=True)
     return done.stdout + done.stderr
 
 

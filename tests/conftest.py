@@ -138,3 +138,10 @@ def strict_folder():
         finally:
             if is_root:
                 os.seteuid(0)
+
+
+def branch_usage(mlp, x):
+    """A dendritic MLP's usage (K, F), the share of inputs x (N, C) that each branch wins, and exp of its entropy."""
+    winner = mlp.c_fc(x).unflatten(-1, (mlp.branches, -1)).argmax(-2)  # β > 0: the largest z has the largest share
+    usage = torch.stack([(winner == k).float().mean(0) for k in range(mlp.branches)])
+    return usage, torch.special.entr(usage).sum(0).exp()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels.activations import ACTIVATIONS
-from tests.conftest import random_text, untrained
+from tests.conftest import branch_usage, random_text, untrained
 from wiggle.analysis import measure_networks
 from wiggle.errors import UserError
 from wiggle.figures import summarise
@@ -82,7 +82,7 @@ def test_dendritic_networks_are_measured_on_their_own_inputs_and_the_earlier_one
         assert list(layer) == ["before", "mixed", "now"]
         for state, model, source in (("before", before, "before"), ("mixed", before, "now"), ("now", now, "now")):
             mlp, found = model.transformer.h[i].mlp, summarise(layer[state].figures)
-            usage, effective = mlp.branch_usage(inputs[source][i])
+            usage, effective = branch_usage(mlp, inputs[source][i])
             assert found["effective_branches"]["mean"] == pytest.approx(effective.mean().item(), rel=1e-4)
             assert found["usage_by_branch"] == pytest.approx(usage.mean(1).tolist(), abs=1e-4)
             assert found["beta"]["mean"] == pytest.approx(mlp.log_beta.exp().mean().item(), rel=1e-4)

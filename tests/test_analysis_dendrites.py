@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model_bio import DendriticMLP, GPTConfig
+from tests.conftest import branch_usage
 from wiggle.analysis_dendrites import information, measure_dendrites
 from wiggle.figures import Text
 
@@ -33,7 +34,7 @@ def test_a_winner_that_the_token_decides_tells_its_whole_entropy():
     token = torch.randint(4, (4000,), generator=draw)
     labels = {"token": token, "class": token // 2, "position": torch.randint(8, (4000,), generator=draw)}
     figures = measure_dendrites(mlp, torch.eye(4)[token], Text(token, list("abcd"), labels))
-    usage, effective = mlp.branch_usage(torch.eye(4)[token])
+    usage, effective = branch_usage(mlp, torch.eye(4)[token])
     p = (token == 0).float().mean().item()
     whole = -p * math.log2(p) - (1 - p) * math.log2(1 - p)
     bits = {what: told["bits"] for what, told in figures["information"].items()}

@@ -107,25 +107,6 @@ def test_beta_starts_where_it_is_told_and_is_not_decayed(beta):
         assert (block.log_beta.exp() > 0).all()
 
 
-# --- what is read off a dendritic block ---
-
-
-def test_branch_usage_counts_the_winners():
-    block = dendrites(dendritic_branches=4)
-    x = torch.randn(3, 50, 16)
-    z = block.c_fc(x).view(150, 4, -1)
-    usage, effective = block.branch_usage(x)
-    expected = torch.stack([(z.argmax(1) == k).float().mean(0) for k in range(4)])
-    torch.testing.assert_close(usage, expected)
-    shares = expected[:, 0][expected[:, 0] > 0].tolist()
-    assert effective[0].item() == pytest.approx(math.exp(-sum(s * math.log(s) for s in shares)), rel=1e-4)
-    with torch.no_grad():
-        block.c_fc.bias.view(4, -1)[2] += 1e4  # one branch always wins: three are dead
-    usage, effective = block.branch_usage(x)
-    assert torch.equal(usage[2], torch.ones_like(usage[2]))
-    torch.testing.assert_close(effective, torch.ones_like(effective))
-
-
 # --- in a model ---
 
 

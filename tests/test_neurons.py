@@ -43,7 +43,7 @@ def test_gate_is_its_equation(dense):
     passed = passed @ gate.transform.weight.T + gate.transform.bias if dense else passed
     a = gate.activation
     expected = torch.sin(a.omega * passed + a.phi) * torch.tanh(passed) + a.baseline
-    torch.testing.assert_close(gate(x), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(gate.pass_on(x), expected, atol=1e-6, rtol=1e-5)
 
 
 # --- hard events ---
@@ -64,7 +64,7 @@ def test_a_silent_feature_gives_exactly_its_baseline_and_a_firing_one_the_oscill
     y, fires = gate(h, neuron), h.abs() > gate.threshold
     assert torch.equal(y[~fires], neuron.baseline.expand(50, 6)[~fires])
     torch.testing.assert_close(y[fires], neuron(h)[fires])
-    assert torch.equal(gate.fires(h), fires)
+    assert torch.equal(gate.fires(h, neuron), fires)
 
 
 def test_homeostasis_holds_the_target_while_the_inputs_grow():
@@ -73,14 +73,14 @@ def test_homeostasis_holds_the_target_while_the_inputs_grow():
     for step in range(200):
         h = torch.randn(256, 64) * (0.3 + 0.01 * step)
         gate(h, neuron)
-        rates.append(gate.fires(h).float().mean(0))
+        rates.append(gate.fires(h, neuron).float().mean(0))
         gate.regulate(gate.events, skipped=False)
     assert (torch.stack(rates[100:]).mean(0) - 0.2).abs().max() < 0.02
 
 
 def test_thresholds_start_where_the_target_share_of_normal_inputs_fires():
-    gate, _ = made(1000, target_rate=0.08, input_std=0.7)
-    assert abs(gate.fires(0.7 * torch.randn(1000, 1000)).float().mean() - 0.08) < 0.002
+    gate, neuron = made(1000, target_rate=0.08, input_std=0.7)
+    assert abs(gate.fires(0.7 * torch.randn(1000, 1000), neuron).float().mean() - 0.08) < 0.002
 
 
 def test_evaluation_and_a_skipped_step_move_no_threshold():

@@ -40,7 +40,7 @@ def measure_oscillations(mlp: BioMLP | MLP | OwnMLP, x: Tensor) -> tuple[dict[st
     with record_inputs(neurons.values()) as inputs:  # part by part: BioMLP.forward fuses them into one kernel
         y = activation(given)  # (N, F)
         if isinstance(gate, SparseEventGate):  # which oscillates once more
-            gate(y)
+            gate.pass_on(y)
     inputs = {name: torch.cat(inputs[neuron]).float() for name, neuron in neurons.items() if inputs[neuron]}
     figures = {name: oscillation_figures(neurons[name], x) for name, x in inputs.items()}
     return figures, {name: Oscillator(neurons[name], sample_rows(x)) for name, x in inputs.items()}

@@ -25,17 +25,15 @@ def event_rates(model: GPT, idx: torch.Tensor) -> torch.Tensor | None:
     gated = model.config.mlp == "bio" and model.config.bio_gate != "none"
     if not gated and model.config.mlp not in RECTIFIERS:
         return None
-    rates, hooks = [], []
+    active, hooks = [], []
     for block in model.transformer.h:
         if gated:
-            hook = block.mlp.register_forward_pre_hook(lambda mlp, args: rates.append(mlp.event_rate(args[0])))
+            hook = block.mlp.register_forward_pre_hook(lambda mlp, args: active.append(mlp.fires(args[0])))
         else:
-            hook = block.mlp.c_proj.register_forward_pre_hook(
-                lambda _, args: rates.append((args[0] != 0).float().mean())
-            )
+            hook = block.mlp.c_proj.register_forward_pre_hook(lambda _, args: active.append(args[0] != 0))
         hooks.append(hook)
     run_hooked(model, idx, hooks)
-    return torch.stack(rates)
+    return torch.stack([layer.float().mean() for layer in active])
 
 
 def run_hooked(model: GPT, idx: torch.Tensor, hooks: list[RemovableHandle]) -> None:
