@@ -29,6 +29,7 @@ from kernels import event_mlp, likeliest
 from kernels.activations import ACTIVATIONS
 from kernels.cross_entropy import chunked_cross_entropy
 from kernels.decoding import STEP_OPTIONS, KVCache, Past, check_drawing, pick_tokens, weaken_seen
+from kernels.huge_pages import hold_in_huge_pages
 from kernels.matmul import Linear
 from kernels.neurons import HardEventGate, OscillatingNeuron, SparseEventGate
 from kernels.rotary import normalise, rope_tables, rotate
@@ -623,6 +624,7 @@ class GPT(nn.Module):
 
     def _prepare_steps(self, k: int | None) -> None:
         """Lay weights out for steps of one token of one sequence, of which the k likeliest ids are wanted, or all."""
+        hold_in_huge_pages(*(matrix for matrix in self.parameters() if matrix.dim() > 1))
         for block in self.transformer.h:
             if self.config.hard_events:
                 block.mlp.prepare_steps()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from kernels import PLAIN, screen
 from kernels.c_library import load_library
+from kernels.huge_pages import hold_in_huge_pages
 
 BLOCK = 128  # of event_mlp.c
 
@@ -46,6 +47,7 @@ class EventMLP(screen.LaidOut):
         weight, bias, _, _, threshold, omega, phi, baseline = self.kept
         columns, constant = c_proj.weight.t().contiguous(), c_proj(baseline)
         self.arrays = (*self.screen, weight, columns, bias, threshold, omega, phi, constant)
+        hold_in_huge_pages(self.screen.coarse, weight, columns)
         self.pointers = screen.pointers_to(*self.arrays)
 
     def weights(self) -> tuple[Tensor | None, ...]:

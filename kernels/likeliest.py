@@ -11,6 +11,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from kernels import screen
+from kernels.huge_pages import hold_in_huge_pages
 
 LARGE = 2**22  # numbers in a matrix from which screening it saves more than its calls cost
 FEW = 16  # of screen.c
@@ -23,6 +24,7 @@ class LikeliestRows(screen.LaidOut):
         self.head, self.rows = head, rows
         super().__init__()
         self.screen = screen.screen_rows(self.kept[0][:rows])
+        hold_in_huge_pages(self.screen.coarse)
         self.pointers = screen.pointers_to(*self.screen)
 
     def weights(self) -> tuple[Tensor]:
