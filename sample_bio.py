@@ -149,6 +149,15 @@ def drawing_options(config: SampleConfig, device: torch.device) -> dict:
     return {key: getattr(config, key) for key in keys} | {"generator": torch.Generator(device).manual_seed(config.seed)}
 
 
+def what_was_read(model: GPT) -> str:
+    """Of the MLPs' weights, a token, where steps read what fires alone; else nothing."""
+    steps = [getattr(block.mlp, "steps", None) for block in model.transformer.h]
+    if None in steps or not all(own.tokens for own in steps):
+        return ""
+    read, dense = sum(own.bytes_read() for own in steps), sum(own.bytes_dense() for own in steps)
+    return f", {read / 1e6:.1f} of the MLPs' {dense / 1e6:.1f} MB read a token"
+
+
 def draw_samples(
     config: SampleConfig, machine: Machine, model: GPT, tokenizer: Tokenizer, text: str, ids: list[int]
 ) -> None:
@@ -170,7 +179,7 @@ def draw_samples(
         rates = None if found is None else rates + found * size / config.num_samples
     print("-" * 80)
     together = f", {sizes[0]} samples at a time" if sizes[0] > 1 else ""
-    print(f"speed     {config.num_samples * count / seconds:.0f} tokens/s{together}")
+    print(f"speed     {config.num_samples * count / seconds:.0f} tokens/s{together}{what_was_read(model)}")
     if rates is not None:
         layers = ", ".join(f"{100 * rate:.0f}" for rate in rates.tolist())
         print(f"events    {100 * rates.mean():.0f} % of hidden features fired on the samples (by layer: {layers} %)")

@@ -75,9 +75,13 @@ class EventMLP(screen.LaidOut):
         return candidates, firing
 
     def bytes_read(self) -> float:
-        """Bytes of weights that a call read, in the mean of all calls so far. The dense MLP reads 8 F C."""
+        """Bytes of weights that a call read, in the mean of all calls so far."""
         width, (candidates, firing) = self.c_fc.in_features, self.shares()
         return self.features * (self.screen.row_bytes + 4 + 4 * width * (candidates + firing))
+
+    def bytes_dense(self) -> int:
+        """Bytes of weights that the dense MLP reads."""
+        return 8 * self.features * self.c_fc.in_features
 
 
 def prepare(c_fc: nn.Linear, c_proj: nn.Linear, neuron: nn.Module, gate: nn.Module) -> EventMLP | None:

@@ -9,7 +9,7 @@
 
 #define CHUNK 64 // bytes of a row that lie together in the 8-bit copy
 #define ROWS 4   // rows whose chunks alternate in the 8-bit copy, so that reading it is one linear stream
-#define GROUP 64 // rows that are screened together, at most
+#define GROUP 128 // rows that are screened together, at most
 #define LANES 16 // numbers that a dot product adds up side by side
 #define AHEAD 2  // rows that are asked for before their turn
 #define FEW 16   // rows of which likeliest.py looks at the best one alone; GROUP is a multiple

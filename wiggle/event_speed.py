@@ -150,7 +150,7 @@ def row(model: GPT, speed: Speed, rate: str) -> str:
     """A line below HEADER: MLPs alone, then whole steps."""
     steps = [block.mlp.steps for block in model.transformer.h]
     candidates, firing = (100 * statistics.mean(shares) for shares in zip(*(s.shares() for s in steps), strict=True))
-    here, dense = sum(own.bytes_read() for own in steps), 8 * sum(own.c_fc.weight.numel() for own in steps)
+    here, dense = sum(own.bytes_read() for own in steps), sum(own.bytes_dense() for own in steps)
     times = ["{:>6.2f} +- {:<5.2f}".format(*median_and_spread([1000 * s for s in v])) for v in speed.mlps.values()]
     gained, ceiling = gain(speed.mlps, "events"), dense / here
     whole = {way: 1 / statistics.median(seconds) for way, seconds in speed.whole.items()}
