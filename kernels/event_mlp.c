@@ -1,7 +1,7 @@
 // One token through an MLP with hard events, on the CPU in float32: what is silent is not read. Equations: event_mlp.py.
 //
 // The time is that of reading memory. So each thread lets three stages of its features follow one another, and a stage
-// asks for what the next one reads: the rows of c_fc are screened, those of the candidates multiplied exactly, and the
+// asks for what the next one reads: the rows of c_fc are screened, those of the candidates multiplied in full, and the
 // columns of c_proj of what fires added up. The sums are kept by block of features, so neither the number of threads
 // nor their order changes a bit. No -ffast-math: NaN and infinity must come through.
 #include "oscillation.c" // its sine and hyperbolic tangent
@@ -9,9 +9,9 @@
 
 #define BLOCK 128 // features whose contributions are added up together, a multiple of GROUP
 
-// c_fc's weight and c_proj's, transposed: (F, C) each; vectors (F,), of which bias may be NULL.
+// c_proj's weight, transposed: (F, C); vectors (F,), of which bias may be NULL.
 typedef struct {
-    const float *rows, *columns, *bias, *threshold, *omega, *phi;
+    const float *columns, *bias, *threshold, *omega, *phi;
 } Weights;
 
 // list: those of the n features from `first` on that may fire -> their number.
@@ -28,21 +28,21 @@ static int find_candidates(const Screen *s, const Weights *w, const Vector *x, l
         list[count] = first + k;
         count += !silent[k];
     }
-    for (int i = 0; i < count && i < AHEAD; i++) prefetch(w->rows + list[i] * x->width, x->width);
+    for (int i = 0; i < count && i < AHEAD; i++) prefetch(s->rest + list[i] * x->stride, x->stride * sizeof(int16_t));
     return count;
 }
 
 // list: those of the candidates that fire; output: what each gives beyond its baseline -> their number.
-static int fire(const Weights *w, const float *x, long C, const int32_t *candidates, int n, int32_t *list,
-                float *output) {
+static int fire(const Screen *s, const Weights *w, const Vector *x, const float *shrunk, const int32_t *candidates,
+                int n, int32_t *list, float *output) {
     float h[GROUP], omega[GROUP], phi[GROUP], zero[GROUP] = {0};
     int count = 0;
     for (int i = 0; i < n; i++) {
         long f = candidates[i], next = candidates[i + AHEAD < n ? i + AHEAD : n - 1];
-        float value = dot(w->rows + f * C, x, C, w->rows + next * C);
+        float value = fine_product(s, f, next, shrunk, x->stride);
         if (w->bias) value += w->bias[f];
         if (fabsf(value) <= w->threshold[f]) continue; // a NaN fires
-        prefetch(w->columns + f * C, C);
+        prefetch(w->columns + f * x->width, x->width * sizeof(float));
         h[count] = value;
         omega[count] = w->omega[f];
         phi[count] = w->phi[f];
@@ -54,9 +54,9 @@ static int fire(const Weights *w, const float *x, long C, const int32_t *candida
 
 // sums: (blocks, C), of which the rows [first, last) receive what the features of those blocks add to the output.
 // found: is increased by the numbers of features whose row, and whose column was read.
-static void run_blocks(const Screen *s, const Weights *w, const Vector *in, const float *x, long F, long first,
+static void run_blocks(const Screen *s, const Weights *w, const Vector *x, const float *shrunk, long F, long first,
                        long last, float *sums, int64_t *found) {
-    long C = in->width, end = last * BLOCK < F ? last * BLOCK : F;
+    long C = x->width, end = last * BLOCK < F ? last * BLOCK : F;
     int32_t candidates[GROUP], firing[GROUP];
     float output[GROUP];
     int waiting = 0, fired = 0, looked = 0, total = 0;
@@ -67,8 +67,8 @@ static void run_blocks(const Screen *s, const Weights *w, const Vector *in, cons
             float *restrict sum = sums + firing[i] / BLOCK * C;
             for (long c = 0; c < C; c++) sum[c] = FMA(output[i], column[c], sum[c]);
         }
-        fired = fire(w, x, C, candidates, waiting, firing, output);
-        waiting = f < end ? find_candidates(s, w, in, f, end - f < GROUP ? end - f : GROUP, candidates) : 0;
+        fired = fire(s, w, x, shrunk, candidates, waiting, firing, output);
+        waiting = f < end ? find_candidates(s, w, x, f, end - f < GROUP ? end - f : GROUP, candidates) : 0;
         looked += waiting;
         total += fired;
     }
@@ -77,19 +77,20 @@ static void run_blocks(const Screen *s, const Weights *w, const Vector *in, cons
 }
 
 // x, y: (C). p: the arrays of a Screen, of Weights, and last the constant (C) that c_proj gives where all are silent.
-// bytes: (2, stride) and sums: (blocks of F, C), scratch space. found: (threads, 2), see run_blocks.
+// bytes: (2, stride), shrunk: (stride) and sums: (blocks of F, C), scratch space. found: (threads, 2), see run_blocks.
 void event_mlp(int64_t F, int64_t C, int64_t stride, int threads, const void *const *p, const float *x, uint8_t *bytes,
-               float *sums, int64_t *found, float *y) {
-    Screen s = {p[0], p[1], p[2], p[3], p[4]};
-    Weights w = {p[5], p[6], p[7], p[8], p[9], p[10]};
+               float *shrunk, float *sums, int64_t *found, float *y) {
+    Screen s = {p[0], p[1], p[2], p[3], p[4], p[5]};
+    Weights w = {p[6], p[7], p[8], p[9], p[10]};
     const float *constant = p[11];
     Vector in = quantise(x, C, stride, bytes);
+    for (long c = 0; c < stride; c++) shrunk[c] = c < C ? x[c] * 0x1p-16f : 0;
     long blocks = (F + BLOCK - 1) / BLOCK;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp for schedule(static)
         for (int part = 0; part < threads; part++)
-            run_blocks(&s, &w, &in, x, F, blocks * part / threads, blocks * (part + 1) / threads, sums,
+            run_blocks(&s, &w, &in, shrunk, F, blocks * part / threads, blocks * (part + 1) / threads, sums,
                        found + 2 * part);
 #pragma omp for schedule(static)
         for (long j = 0; j < C; j += TILE) {

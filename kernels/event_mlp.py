@@ -8,10 +8,11 @@ baseline b_f where it is silent. So
 
 a constant and the columns of what fires, which are kept transposed, as rows. Who may fire is found through an 8-bit
 copy of c_fc.weight (screen.py): where the whole interval for h_f lies within the threshold, any float32 product leaves
-f silent, and its float row is not read. The others, the candidates, are multiplied in float32.
+f silent, and nothing more is read of it. For the others, the candidates, 16 further bits a number are read, which make
+24-bit integers: every weight as float32 rounds the largest of its row, so the product is as exact as a float32 one.
 
-Exact therefore means: the dense computation in another order of summation, no more. Only where |h_f| and threshold_f
-agree in all digits that float32 holds of a sum can the two decide differently, as two BLAS libraries can.
+Exact therefore means: equal to the dense computation but for the rounding of float32, as another BLAS library is. The
+two can decide differently only where |h_f| and threshold_f agree in all digits that float32 holds of the sum.
 """
 
 import ctypes
@@ -30,7 +31,7 @@ BLOCK = 128  # of event_mlp.c
 
 class EventMLP(screen.LaidOut):
     """
-    An MLP's weights laid out for one-token steps; beside the model's own, 5 bytes for each number of c_fc.weight.
+    An MLP's weights laid out for one-token steps; beside the model's own, 7 bytes for each number of c_fc.weight.
 
     c_fc, c_proj: its matrices (F, C) and (C, F), with or without bias. neuron: holds omega, phi and baseline, gate:
     threshold, (F,) each.
@@ -43,11 +44,11 @@ class EventMLP(screen.LaidOut):
         self.tokens, self.features = 0, c_fc.out_features
         self.blocks = -(-self.features // BLOCK)
         self.found = torch.zeros(self.blocks, 2, dtype=torch.int64)  # candidates and firing features, in parts
-        self.screen = screen.screen_rows(c_fc.weight)
-        weight, bias, _, _, threshold, omega, phi, baseline = self.kept
+        self.screen = screen.screen_rows(c_fc.weight, with_rest=True)
+        _, bias, _, _, threshold, omega, phi, baseline = self.kept
         columns, constant = c_proj.weight.t().contiguous(), c_proj(baseline)
-        self.arrays = (*self.screen, weight, columns, bias, threshold, omega, phi, constant)
-        hold_in_huge_pages(self.screen.coarse, weight, columns)
+        self.arrays = (*self.screen, columns, bias, threshold, omega, phi, constant)
+        hold_in_huge_pages(self.screen.coarse, self.screen.rest, columns)
         self.pointers = screen.pointers_to(*self.arrays)
 
     def weights(self) -> tuple[Tensor | None, ...]:
@@ -63,9 +64,14 @@ class EventMLP(screen.LaidOut):
         """x: the input of c_fc, (..., C) with C numbers in all -> the output of c_proj, same shape."""
         C, threads = x.numel(), min(torch.get_num_threads(), self.blocks)
         x, y = x.contiguous(), torch.empty(x.shape)
-        halves, sums = torch.empty(2 * self.screen.stride, dtype=torch.uint8), torch.empty(self.blocks, C)
-        memory = [t.data_ptr() for t in (x, halves, sums, self.found, y)]
-        load_kernel()[0].event_mlp(self.features, C, self.screen.stride, threads, self.pointers, *memory)
+        stride = self.screen.stride
+        halves, shrunk, sums = (
+            torch.empty(2 * stride, dtype=torch.uint8),
+            torch.empty(stride),
+            torch.empty(self.blocks, C),
+        )
+        memory = [t.data_ptr() for t in (x, halves, shrunk, sums, self.found, y)]
+        load_kernel()[0].event_mlp(self.features, C, stride, threads, self.pointers, *memory)
         self.tokens += 1
         return y
 
@@ -77,7 +83,7 @@ class EventMLP(screen.LaidOut):
     def bytes_read(self) -> float:
         """Bytes of weights that a call read, in the mean of all calls so far."""
         width, (candidates, firing) = self.c_fc.in_features, self.shares()
-        return self.features * (self.screen.row_bytes + 4 + 4 * width * (candidates + firing))
+        return self.features * (self.screen.row_bytes + 4 + 2 * self.screen.stride * candidates + 4 * width * firing)
 
     def bytes_dense(self) -> int:
         """Bytes of weights that the dense MLP reads."""
@@ -107,5 +113,5 @@ def load_kernel() -> tuple[ctypes.CDLL | None, str]:
 def declare(library: ctypes.CDLL) -> None:
     """Declare the C function's arguments."""
     long, pointer = ctypes.c_int64, ctypes.c_void_p
-    library.event_mlp.argtypes = (long, long, long, ctypes.c_int, *[pointer] * 6)
+    library.event_mlp.argtypes = (long, long, long, ctypes.c_int, *[pointer] * 7)
     library.event_mlp.restype = None

@@ -19,9 +19,10 @@
 typedef struct {
     const int8_t *coarse;                    // (rows / ROWS, stride / CHUNK, ROWS, CHUNK)
     const float *scale, *error, *norm, *sum; // (rows,) each
+    const int16_t *rest;                     // (rows, stride), or NULL
 } Screen;
 
-// x in 16-bit integers: x = step (256 (high - 128) + low) + rest, with size >= |x| and lost >= |rest|.
+// x in 16-bit integers: x = step (256 (high - 128) + low) + r, with size >= |x| and lost >= |r|.
 typedef struct {
     const uint8_t *high, *low; // (stride,) each
     double step, size, lost;
@@ -105,9 +106,9 @@ static void screen(const Screen *s, const Vector *x, long first, int n, double *
     }
 }
 
-// Ask for n floats in the second-level cache, which can wait for far more of memory than the first-level cache.
-static inline void prefetch(const float *row, long n) {
-    for (long i = 0; i < n; i += 16) __builtin_prefetch(row + i, 0, 2);
+// Ask for so many bytes in the second-level cache, which can wait for far more of memory than the first-level cache.
+static inline void prefetch(const void *row, long bytes) {
+    for (long i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)row + i, 0, 2);
 }
 
 // The dot product of a and b; meanwhile n floats of `next` are asked for.
@@ -115,7 +116,7 @@ static inline float dot(const float *restrict a, const float *restrict b, long n
     float part[4 * LANES] = {0}, total = 0;
     long c = 0;
     for (; c + 4 * LANES <= n; c += 4 * LANES) {
-        prefetch(next + c, 4 * LANES);
+        prefetch(next + c, 4 * LANES * sizeof(float));
         for (int l = 0; l < 4 * LANES; l++) part[l] += a[c + l] * b[c + l];
     }
     for (; c < n; c++) part[c % LANES] += a[c] * b[c];
@@ -123,29 +124,46 @@ static inline float dot(const float *restrict a, const float *restrict b, long n
     return total;
 }
 
-// Fill in a Screen of the weight (rows, width): coarse, scale, error, norm and sum, of which coarse is 0 beforehand.
+// The product of row r with x, from 24-bit integers: scale (coarse + rest / 2^16). shrunk: x / 2^16, padded with zeros to
+// `stride`. Meanwhile the rest of row `next` is asked for.
+static inline float fine_product(const Screen *s, long r, long next, const float *restrict shrunk, long stride) {
+    const int8_t *restrict q = s->coarse + r / ROWS * ROWS * stride + r % ROWS * CHUNK;
+    const int16_t *restrict rest = s->rest + r * stride;
+    float part[CHUNK] = {0};
+    for (long c = 0; c < stride; c += CHUNK, q += ROWS * CHUNK) {
+        prefetch(s->rest + next * stride + c, CHUNK * sizeof(int16_t));
+        for (int l = 0; l < CHUNK; l++) part[l] += (float)(q[l] * 65536 + rest[c + l]) * shrunk[c + l];
+    }
+    for (int half = CHUNK / 2; half; half /= 2)
+        for (int l = 0; l < half; l++) part[l] += part[l + half];
+    return s->scale[r] * part[0];
+}
+
+// Fill in a Screen of the weight (rows, width): coarse, scale, error, norm and sum, of which coarse and rest, unless
+// that is NULL, are 0 beforehand.
 void screen_rows(int64_t rows, int64_t width, int64_t stride, int threads, const float *weight, int8_t *coarse,
-                 float *scale, float *error, float *norm, float *sum) {
+                 float *scale, float *error, float *norm, float *sum, int16_t *rest) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t r = 0; r < rows; r++) {
         const float *w = weight + r * width;
         int8_t *q = coarse + r / ROWS * ROWS * stride + r % ROWS * CHUNK; // the row's first chunk
         float largest = 0;
         for (long c = 0; c < width; c++) largest = fabsf(w[c]) > largest ? fabsf(w[c]) : largest;
-        int usable = largest < 1e37f;
-        float step = largest / 127 > 1e-30f ? largest / 127 : 1e-30f, inverse = usable ? 1 / step : 0;
+        float step = largest / 127 > 1e-30f ? largest / 127 : 1e-30f, inverse = largest < 1e37f ? 1 / step : 0;
         double errors = 0, squares = 0;
         long total = 0;
         for (long c = 0; c < width; c++) {
-            float near = w[c] * inverse;
-            int whole = near > 127 ? 127 : near >= -127 ? (int)lrintf(near) : near < 0 ? -127 : 0; // 0 for NaN
+            double near = w[c] * (double)inverse;
+            near = near > 127 ? 127 : near >= -127 ? near : near < 0 ? -127 : 0; // 0 for NaN
+            int fine = lrint(65536 * near), whole = (fine + 32768) >> 16;
             double e = w[c] - (double)step * whole;
             q[c / CHUNK * ROWS * CHUNK + c % CHUNK] = whole;
+            if (rest) rest[r * stride + c] = fine - whole * 65536;
             errors += e * e;
             squares += (double)w[c] * w[c];
             total += whole;
         }
-        scale[r] = step;
+        scale[r] = squares < INFINITY ? step : NAN;
         error[r] = sqrt(errors) * UP;
         norm[r] = sqrt(squares) * UP;
         sum[r] = 128 * total;
@@ -156,7 +174,7 @@ void screen_rows(int64_t rows, int64_t width, int64_t stride, int threads, const
 // best (rows / FEW, rounded up). bytes: (2, stride), scratch space. Returns 0 where x is not usable.
 int screen_products(int64_t rows, int64_t width, int64_t stride, int threads, const void *const *p, const float *x,
                     uint8_t *bytes, float *upper, float *best) {
-    Screen s = {p[0], p[1], p[2], p[3], p[4]};
+    Screen s = {p[0], p[1], p[2], p[3], p[4], NULL};
     Vector in = quantise(x, width, stride, bytes);
     if (!(in.size < INFINITY)) return 0;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)

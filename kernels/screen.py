@@ -28,13 +28,14 @@ FLAGS = ("-ffp-contract=off",)
 
 
 class Screen(NamedTuple):
-    """What screen.c reads of a matrix (N, K), at 1 byte a number."""
+    """What screen.c reads of a matrix (N, K), at 1 byte a number, and 2 more with `rest`."""
 
     coarse: Tensor  # q, int8 (N / ROWS, K / CHUNK, ROWS, CHUNK), both rounded up and padded with zeros
     scale: Tensor  # s, float32 (N,), as the others
     error: Tensor  # at least |e|
     norm: Tensor  # at least |w|
     sum: Tensor  # 128 times the sum of q
+    rest: Tensor | None  # int16 (N, K), K rounded up likewise: w / s = q + rest / 65536, rounded; or None
 
     @property
     def stride(self) -> int:
@@ -47,12 +48,13 @@ class Screen(NamedTuple):
         return self.stride + 4 * 4
 
 
-def screen_rows(weight: Tensor) -> Screen:
-    """weight: (N, K), contiguous, in float32 on the CPU -> its Screen. Needs the kernel."""
+def screen_rows(weight: Tensor, with_rest: bool = False) -> Screen:
+    """weight: (N, K), contiguous, in float32 on the CPU -> its Screen, without rest or with it. Needs the kernel."""
     N, K = weight.shape
     coarse = torch.zeros(-(-N // ROWS), -(-K // CHUNK), ROWS, CHUNK, dtype=torch.int8)
-    screen = Screen(coarse, *torch.empty(4, N))
-    pointers = [t.data_ptr() for t in (weight, *screen)]
+    rest = torch.zeros(N, coarse.size(1) * CHUNK, dtype=torch.int16) if with_rest else None
+    screen = Screen(coarse, *torch.empty(4, N), rest)
+    pointers = [None if t is None else t.data_ptr() for t in (weight, *screen)]
     load_kernel()[0].screen_rows(N, K, screen.stride, torch.get_num_threads(), *pointers)
     return screen
 
@@ -115,7 +117,7 @@ def load_kernel() -> tuple[ctypes.CDLL | None, str]:
 def declare(library: ctypes.CDLL) -> None:
     """Declare the C functions' arguments."""
     long, int_, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
-    library.screen_rows.argtypes = (long, long, long, int_, *[pointer] * 6)
+    library.screen_rows.argtypes = (long, long, long, int_, *[pointer] * 7)
     library.screen_rows.restype = None
     library.screen_products.argtypes = (long, long, long, int_, *[pointer] * 5)
     library.screen_products.restype = int_
