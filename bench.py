@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -366,8 +366,9 @@ def cached_drawing(model: GPT, batch: int, count: int, compiled: bool) -> Callab
 
 def bench_events(config: BenchConfig, machine: Machine) -> None:
     """A row for each event rate, or for a run's own: MLPs and whole steps, dense and event-driven."""
-    if machine.device.type != "cpu" or event_mlp.load_kernel()[0] is None:
-        raise UserError(f"steps are event-driven on the CPU alone, by a C kernel: {event_mlp.load_kernel()[1]}")
+    served = event_mlp.backend(machine.device)
+    if served.startswith("plain"):
+        raise UserError(f"no kernel serves event-driven steps on {machine.device}: {served}")
     if config.checkpoint is None:
         shape = TrainConfig(**GPT2, mlp="bio", bio_event="hard", position="rope", qk_norm=True, bias=False)
         model = GPT(shape.gpt_config(GPT2["vocab_size"]), seed=1).eval()
@@ -375,17 +376,25 @@ def bench_events(config: BenchConfig, machine: Machine) -> None:
         model = checkpoint.load_model(config.checkpoint, machine.device)[0].eval()
         if not model.config.hard_events:
             raise UserError(f"{config.checkpoint} has no hard events: give a run of --mlp=bio --bio_event=hard")
-    print(f"\nevents in steps of one token, {config.sample_tokens} of them: {model.describe()}")
+    cast_matrices(model.to(machine.device), machine.dtype)
+    print(f"\nevents in steps of one token, {config.sample_tokens} of them, by {served}: {model.describe()}")
     print(event_speed.HEADER)
-    count = min(config.sample_tokens, model.config.block_size // 2)
-    for rate in (None,) if config.checkpoint else event_speed.RATES:
+    with autocast(machine.device, machine.dtype):
+        print_event_rates(config, model, (None,) if config.checkpoint else event_speed.RATES)
+
+
+def print_event_rates(config: BenchConfig, model: GPT, rates: Sequence[float | None]) -> None:
+    """A row for each rate, None for a model's own."""
+    count, device = min(config.sample_tokens, model.config.block_size // 2), model.lm_head.weight.device
+    for rate in rates:
         if rate is not None:
             event_speed.set_rate(model, rate)
-        generator = torch.Generator().manual_seed(0)
-        text = model.generate(torch.zeros(1, 1, dtype=torch.long), count, top_k=200, generator=generator)
+        generator = torch.Generator(device).manual_seed(0)
+        text = torch.zeros(1, 1, dtype=torch.long, device=device)
+        text = model.generate(text, count, top_k=200, generator=generator)
         speed = event_speed.measure(model, text, count, config.repeats)
         print(event_speed.row(model, speed, "own" if rate is None else f"{rate:g}"))
-        if rate in (None, 0.15):
+        if rate in (None, 0.15) and device.type == "cpu":
             print(f"        {event_speed.rest_of_a_step(model, text, config.repeats)}")
 
 

@@ -17,6 +17,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from kernels.cross_entropy_triton import _cross_entropy_kernel
+from kernels.event_mlp_triton import ROWS, WIDEST, _events_kernel
 from kernels.oscillation_triton import _oscillation_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -38,6 +39,11 @@ def source_of(name: str, dtype: str) -> tuple[ASTSource, int]:
     if name == "cross entropy":
         types = (f"*{dtype}", "*i64", "*fp32", "i32")
         return ASTSource(_cross_entropy_kernel, dict(zip(_cross_entropy_kernel.arg_names, types, strict=True))), 8
+    if name == "event MLP":
+        types = ["*fp32", "*i8", f"*{dtype}", f"*{dtype}", "*fp32", "*fp32", "*i64"]
+        types += ["i32", "i32", "fp32", "constexpr", "constexpr", "constexpr"]
+        constants = {"FAST": dtype != "fp32", "R": ROWS, "K": WIDEST}
+        return ASTSource(_events_kernel, dict(zip(_events_kernel.arg_names, types, strict=True)), constants), 8
     form, direction = name.split(", ")
     constants = {"NV": FORMS[form], "BACK": direction == "backward", "FAST": dtype != "fp32", "R": 4}
     types = [f"*{dtype}", "*fp32", f"*{dtype}", f"*{dtype}", "*fp32", "i32", "i32", "i32", "fp32"]
@@ -45,7 +51,11 @@ def source_of(name: str, dtype: str) -> tuple[ASTSource, int]:
     return ASTSource(_oscillation_kernel, dict(zip(_oscillation_kernel.arg_names, types, strict=True)), constants), 4
 
 
-NAMES = (*(f"{form}, {direction}" for form in FORMS for direction in ("forward", "backward")), "cross entropy")
+NAMES = (
+    *(f"{form}, {direction}" for form in FORMS for direction in ("forward", "backward")),
+    "event MLP",
+    "cross entropy",
+)
 
 
 def usage_of(name: str, dtype: str, architecture: int) -> Usage:

@@ -3,6 +3,8 @@
 import copy
 import ctypes
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ from torch import nn
 from torch.nn.functional import linear
 
 import model_bio
-from kernels import c_library, event_mlp
+from kernels import c_library, event_mlp, oscillation
 from kernels.decoding import pick_tokens
-from kernels.event_mlp import EventMLP
+from kernels.event_mlp import EventMLPOnCPU
 from kernels.neurons import HardEventGate, OscillatingNeuron
 from kernels.screen import ROWS, screen_rows
 from model_bio import GPT, GPTConfig
@@ -52,7 +54,7 @@ def no_gradients():
 @pytest.mark.parametrize("size", SIZES)
 def test_a_step_is_the_dense_mlps_and_reads_little_more_than_what_fires(size, bias):
     modules = make(*size, bias=bias)
-    steps = EventMLP(*modules)
+    steps = EventMLPOnCPU(*modules)
     for seed in range(5):
         x = torch.randn(1, 1, size[0], generator=torch.Generator().manual_seed(seed))
         before = steps.found.sum(0)
@@ -65,7 +67,7 @@ def test_a_step_is_the_dense_mlps_and_reads_little_more_than_what_fires(size, bi
 
 @needs_compiler
 def test_the_number_of_threads_changes_no_bit(monkeypatch):
-    steps, x = EventMLP(*make(48, 700)), torch.randn(48)
+    steps, x = EventMLPOnCPU(*make(48, 700)), torch.randn(48)
     expected = steps(x)
     for threads in (2, 3, 64):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
@@ -77,7 +79,7 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch):
 def test_all_features_fire_at_a_threshold_of_0_and_none_at_a_huge_one(threshold):
     modules = make(32, 96)
     modules[3].threshold.fill_(threshold)
-    steps, x = EventMLP(*modules), torch.randn(32)
+    steps, x = EventMLPOnCPU(*modules), torch.randn(32)
     torch.testing.assert_close(steps(x), dense(modules, x))
     assert steps.shares() == ((1.0, 1.0) if threshold == 0 else (0.0, 0.0))
 
@@ -88,9 +90,9 @@ def test_numbers_past_the_ordinary_give_what_they_give_densely(value):
     modules, x = make(32, 96), torch.randn(32)
     x[3] = value
     x = x if value else torch.zeros(32)
-    torch.testing.assert_close(EventMLP(*modules)(x), dense(modules, x), equal_nan=True, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(EventMLPOnCPU(*modules)(x), dense(modules, x), equal_nan=True, rtol=1e-5, atol=1e-5)
     modules[0].weight[5, 3] = math.nan
-    torch.testing.assert_close(EventMLP(*modules)(x), dense(modules, x), equal_nan=True, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(EventMLPOnCPU(*modules)(x), dense(modules, x), equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
 def hardest_rows(x, rows):
@@ -117,11 +119,11 @@ def test_no_event_is_missed_where_the_bound_is_tight(direction):
     error = h - screen.scale * (q.double() @ x.double()).float()
     assert (error.abs() > 0.98 * screen.error * x.norm()).all(), "the bound is not tight, so nothing is tested"
     gate.threshold.copy_(h.abs() - 1e-3)
-    steps = EventMLP(*modules)
+    steps = EventMLPOnCPU(*modules)
     torch.testing.assert_close(steps(x), dense(modules, x))
     assert steps.shares()[1] == 1.0
     gate.threshold.copy_(h.abs() + 1e-3)
-    steps = EventMLP(*modules)
+    steps = EventMLPOnCPU(*modules)
     torch.testing.assert_close(steps(x), dense(modules, x))
     assert steps.shares()[1] == 0.0
 
@@ -144,13 +146,13 @@ def test_a_screen_holds_what_it_says_of_each_row(size):
 @needs_compiler
 def test_the_build_without_native_instructions_computes_the_same(tmp_path, monkeypatch):
     modules, x = make(70, 300), torch.randn(70)
-    steps = EventMLP(*modules)
+    steps = EventMLPOnCPU(*modules)
     expected = steps(x)
     library = c_library.build_library("event_mlp.c", c_library.find_compiler(), c_library.FLAGS, tmp_path)
     event_mlp.declare(plain := ctypes.CDLL(str(library)))
     monkeypatch.setattr(event_mlp, "load_kernel", lambda: (plain, "C"))
     torch.testing.assert_close(steps(x), expected, atol=1e-6, rtol=1e-6)
-    first, second = steps.found.sum(0), EventMLP(*modules)
+    first, second = steps.found.sum(0), EventMLPOnCPU(*modules)
     second(x)
     assert torch.equal(first, 2 * second.found.sum(0)), "other candidates, though integers are exact"
 
@@ -298,6 +300,18 @@ def test_only_single_tokens_without_gradients_in_float32_take_the_event_driven_w
 
 
 @needs_compiler
+def test_weights_laid_out_under_autocast_serve_without_it():
+    model = tiny_model().eval()
+    mlp, x = model.transformer.h[0].mlp, torch.randn(1, 1, 32)
+    mlp.oscillating.baseline.normal_()
+    expected = mlp(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        mlp.prepare_steps()
+    assert mlp.steps.serves(x)
+    torch.testing.assert_close(mlp(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@needs_compiler
 def test_a_copied_model_prepares_itself_anew():
     model = tiny_model()
     model.generate(torch.tensor([[1]]), 3)
@@ -309,6 +323,15 @@ def test_without_a_kernel_the_dense_mlp_serves(monkeypatch):
     model = tiny_model()
     model.generate(torch.tensor([[1]]), 3)
     assert model.transformer.h[0].mlp.steps is None
+
+
+@pytest.mark.parametrize(("served", "expected"), [("Triton", "the card's"), ("plain torch: no Triton", None)])
+def test_a_card_is_served_by_triton_or_densely(monkeypatch, served, expected):
+    card = types.SimpleNamespace(EventMLPOnCard=lambda *modules: "the card's")
+    monkeypatch.setitem(sys.modules, "kernels.event_mlp_triton", card)
+    monkeypatch.setattr(oscillation, "backend", lambda device: served)
+    on_card = types.SimpleNamespace(weight=types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16))
+    assert event_mlp.prepare(on_card, on_card, None, None) == expected
 
 
 def test_a_soft_gate_has_nothing_to_prepare():

@@ -1,12 +1,13 @@
 """
 What event-driven decoding gains beside the dense way, and what it reads: what `bench.py --only=events` prints.
 
-Both ways are steps of one token with the cache, on the CPU in float32. What is dense: the MLPs' two products with all
-their weights, and lm_head's. A rate is set by the thresholds, on random weights; a trained model has its own.
+Both ways are steps of one token with the cache. What is dense: the MLPs' two products with all their weights, and
+lm_head's. A rate is set by the thresholds, on random weights; a trained model has its own.
 """
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -22,7 +23,6 @@ from wiggle.timing import alternate, median_and_spread
 
 RATES = (0.5, 0.25, 0.15, 0.08, 0.04)
 TOP_K = 200  # of a draw, as in sample_bio.py
-CPU = torch.device("cpu")
 
 
 class Way(NamedTuple):
@@ -41,7 +41,8 @@ def set_rate(model: GPT, rate: float) -> None:
 
 def ways_of(model: GPT) -> dict[str, Way]:
     """The dense way, the one with event-driven MLPs, and the one that screens the head as well."""
-    model.generate(torch.zeros(1, 2, dtype=torch.long), 2, top_k=TOP_K)  # lays the weights out
+    start = torch.zeros(1, 2, dtype=torch.long, device=model.lm_head.weight.device)
+    model.generate(start, 2, top_k=TOP_K)  # lays the weights out
     dense, events = [None] * model.config.n_layer, [block.mlp.steps for block in model.transformer.h]
     return {"dense": Way(dense, None), "events": Way(events, None), "events and head": Way(events, model.likeliest)}
 
@@ -67,7 +68,7 @@ def run_mlps(model: GPT, way: Way, inputs: list[Tensor], places: range) -> None:
     take(model, way)
     for place in places:
         for block, x in zip(model.transformer.h, inputs, strict=True):
-            block.mlp(x[None, [place]])
+            block.mlp(x[None, place : place + 1])
 
 
 def pick(model: GPT, way: Way, x: Tensor) -> Tensor:
@@ -119,16 +120,27 @@ class Speed(NamedTuple):
     whole: dict[str, list[float]]  # of one token
 
 
+def captured(action: Callable) -> Callable:
+    """An action on a card as one CUDA graph, whose time is the card's own, without that of the launches."""
+    action()  # compiles its kernels
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        action()
+    return graph.replay
+
+
 @torch.no_grad()
 def measure(model: GPT, text: Tensor, count: int, repeats: int) -> Speed:
     """Time the MLPs on `count` tokens of a text (1, T), and as many steps after it."""
-    ways, inputs = ways_of(model), mlp_inputs(model, text)
+    ways, inputs, device = ways_of(model), mlp_inputs(model, text), text.device
     places = range(min(count, text.size(1)))
-    both = {name: ways[name] for name in ("dense", "events")}
-    mlps = alternate({n: lambda w=way: run_mlps(model, w, inputs, places) for n, way in both.items()}, repeats, CPU)
-    whole = alternate(
-        {n: lambda w=way: draw(model, w, text[:, : min(16, count)], count) for n, way in ways.items()}, repeats, CPU
-    )
+    run = {n: partial(run_mlps, model, ways[n], inputs, places) for n in ("dense", "events")}
+    if device.type == "cuda":
+        run = {name: captured(action) for name, action in run.items()}
+    mlps = alternate(run, repeats, device)
+    steps = {n: partial(draw, model, way, text[:, : min(16, count)], count) for n, way in ways.items()}
+    whole = alternate(steps, repeats, device)
     take(model, ways["events"])
     per_token = [
         {n: [s / k for s in v] for n, v in rounds.items()} for rounds, k in ((mlps, len(places)), (whole, count))
@@ -164,13 +176,13 @@ def row(model: GPT, speed: Speed, rate: str) -> str:
 
 @torch.no_grad()
 def rest_of_a_step(model: GPT, text: Tensor, repeats: int) -> str:
-    """Where the time of an event-driven step goes: each part by itself, and what is left."""
+    """Where the time of an event-driven step on the CPU goes: each part by itself, and what is left."""
     way, inputs = ways_of(model)["events and head"], mlp_inputs(model, text)
     place = text.size(1) - 1
     parts = parts_of_a_step(model, way, inputs, place)
     cache, token = model.new_cache(1, place + 1), text[:, -1:]
     parts["step"] = lambda: pick(model, way, model.hidden(token, cache, place))
-    seconds = {name: statistics.median(spent) for name, spent in alternate(parts, 4 * repeats, CPU).items()}
+    seconds = {name: statistics.median(spent) for name, spent in alternate(parts, 4 * repeats, text.device).items()}
     whole = seconds.pop("step")
     shares = [f"{name} {1000 * s:.2f}" for name, s in seconds.items()]
     left = 1000 * (whole - sum(seconds.values()))
