@@ -35,6 +35,10 @@ COSTING = (
     "running, and ± the standard error of its ratio; memory is the highest that training added to its process before "
     "an evaluation, or allocated on its card. Numbers in brackets are ratios to the control."
 )
+REMADE = (
+    "This report was written anew from the ledger, by --report: the machine and the code below are those of the "
+    "writing, and the runs may be older."
+)
 EQUIVALENT = (
     "An arm is equivalent where two one-sided paired t-tests, corrected alike, show that it differs by less than "
     "{margin:g} nats, even if it does differ."
@@ -140,7 +144,9 @@ def markdown(
         text += [*verdicts(study, section), "", *big_table(study, section.lines), ""]
         text += [f"![differences to the control at {where}](forest{section.suffix}.png)", ""] * bool(section.contrasts)
         text += nonlinearity_section(section.comparison.results)
-    text += ["## How it was made", "", "```", shlex.join(["python", "compare.py", *argv]), "```", ""]
+    words = [word for word in argv if word != "--report"]
+    text += ["## How it was made", "", "```", shlex.join(["python", "compare.py", *words]), "```", ""]
+    text += [REMADE, ""] if study.options.report else []
     commands = [command(study, result) for result in best.comparison.results]
     text += ["One run of each arm alone:", "", "```", *commands, "```", ""]
     return "\n".join([*text, *machine(study)]) + "\n"

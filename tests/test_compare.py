@@ -278,7 +278,10 @@ def test_report_alone_runs_nothing(words, tmp_path, calls):
     experiment(words, tmp_path / "out", seeds=1)
     (tmp_path / "out" / "report.md").unlink()
     experiment(words, tmp_path / "out", "--report", seeds=3)
-    assert len(calls) == 2 and "has 1 of 3 reporting runs" in (tmp_path / "out" / "report.md").read_text()
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert len(calls) == 2 and "has 1 of 3 reporting runs" in text
+    command = text[text.index("python compare.py") :].split("\n")[0]
+    assert "--report" not in command and "written anew from the ledger" in text
 
 
 def test_report_that_would_be_empty_leaves_the_one_that_is_there(words, tmp_path, capsys):
