@@ -103,4 +103,6 @@ def power_summary(study: Study, contrasts: list[Contrast]) -> list[str]:
     wanted, alpha, seeds = study.options.power, ALPHA / len(contrasts), len(study.seeds["reporting"])
     low, high = (resolved(sd, seeds, alpha) for sd in (min(sds), max(sds)))
     least, most = (seeds_needed(wanted, sd, alpha) or f"over {MANY_SEEDS:,}" for sd in (min(sds), max(sds)))
-    return [f"power     {seeds} seeds find {low:.4f} to {high:.4f} at 80 %; {wanted:g} takes {least} to {most} seeds"]
+    differences = f"{low:.4f}" + (f" to {high:.4f}" if len(contrasts) > 1 else "")
+    needed = f"{least}" + (f" to {most}" if len(contrasts) > 1 else "")
+    return [f"power     {seeds} seeds find {differences} at 80 %; {wanted:g} takes {needed} seeds"]
