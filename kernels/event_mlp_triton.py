@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.event_mlp import EventMLP
+from kernels.event_mlp_base import EventMLP
 from kernels.oscillation_triton import _sin_cos_tanh
 
 ROWS = 8  # features of a program: GPT-2's 3,072 make 384 programs, of which an H100 holds 396 at once

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import event_mlp
+from kernels import event_mlp_cpu
 from model_bio import MLP, BioMLP, GPTConfig
 from tests.conftest import random_text, untrained
 from wiggle.analysis_events import active_units, find_sentence, measure_events, mlp_work
@@ -88,7 +88,7 @@ def test_work_is_what_is_left_without_the_rows_of_silent_units():
     assert screened["bytes_screened"] == 200
 
 
-@pytest.mark.skipif(event_mlp.load_kernel()[0] is None, reason="generation screens with a compiled kernel")
+@pytest.mark.skipif(event_mlp_cpu.load_kernel()[0] is None, reason="generation screens with a compiled kernel")
 def test_what_generation_reads_of_screened_weights_is_counted():
     x = torch.randn(320, 16, generator=torch.Generator().manual_seed(0))
     quiet, busy = (

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.functional import linear
 
 import model_bio
-from kernels import c_library, event_mlp, oscillation
+from kernels import c_library, event_mlp, event_mlp_cpu, oscillation
 from kernels.decoding import pick_tokens
-from kernels.event_mlp import EventMLPOnCPU
+from kernels.event_mlp_cpu import EventMLPOnCPU
 from kernels.neurons import HardEventGate, OscillatingNeuron
 from kernels.screen import ROWS, screen_rows
 from model_bio import GPT, GPTConfig
@@ -149,8 +149,8 @@ def test_the_build_without_native_instructions_computes_the_same(tmp_path, monke
     steps = EventMLPOnCPU(*modules)
     expected = steps(x)
     library = c_library.build_library("event_mlp.c", c_library.find_compiler(), c_library.FLAGS, tmp_path)
-    event_mlp.declare(plain := ctypes.CDLL(str(library)))
-    monkeypatch.setattr(event_mlp, "load_kernel", lambda: (plain, "C"))
+    event_mlp_cpu.declare(plain := ctypes.CDLL(str(library)))
+    monkeypatch.setattr(event_mlp_cpu, "load_kernel", lambda: (plain, "C"))
     torch.testing.assert_close(steps(x), expected, atol=1e-6, rtol=1e-6)
     first, second = steps.found.sum(0), EventMLPOnCPU(*modules)
     second(x)
@@ -319,7 +319,7 @@ def test_a_copied_model_prepares_itself_anew():
 
 
 def test_without_a_kernel_the_dense_mlp_serves(monkeypatch):
-    monkeypatch.setattr(event_mlp, "load_kernel", lambda: (None, "plain torch: no C compiler found"))
+    monkeypatch.setattr(event_mlp_cpu, "load_kernel", lambda: (None, "plain torch: no C compiler found"))
     model = tiny_model()
     model.generate(torch.tensor([[1]]), 3)
     assert model.transformer.h[0].mlp.steps is None
