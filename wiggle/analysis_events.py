@@ -99,7 +99,7 @@ def screened_bytes(mlp: BioMLP | MLP, x: Tensor) -> float | None:
     """
     x: (n, C), inputs of the MLP -> the bytes of weights a token that generation reads, in the mean over some of them.
 
-    With hard events it screens c_fc through an 8-bit copy, where a kernel serves that (kernels/event_mlp.py); else None.
+    With hard events it screens c_fc through an 8-bit copy, where a kernel does that (kernels/event_mlp.py); else None.
     """
     if not isinstance(getattr(mlp, "sparse_gate", None), HardEventGate):
         return None
