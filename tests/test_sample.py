@@ -3,6 +3,7 @@
 import errno
 import io
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import sample_bio
+from kernels import event_mlp
 from model_bio import GPT, GPTConfig, model_args
 from sample_bio import SampleConfig, sample, with_compiler
 from tests.conftest import TINY
@@ -120,11 +122,21 @@ def test_a_prompt_file_of_windows_is_the_same_prompt(trained, capsys, tmp_path, 
     assert from_file == drawn(capsys, out_dir=trained, start="cab\n", temperature=0.0)[1]
 
 
-def save(path, characters):
+def save(path, characters, **changes):
     """A tiny random model of these characters."""
-    model = GPT(GPTConfig(block_size=8, vocab_size=len(characters), n_layer=1, n_head=1, n_embd=4))
+    shape = {"block_size": 8, "vocab_size": len(characters), "n_layer": 1, "n_head": 1, "n_embd": 4}
+    model = GPT(GPTConfig(**shape | changes))
     content = {"model": model.state_dict(), "model_args": model_args(model.config)}
     checkpoint.save(path, content | {"tokenizer": CharTokenizer(characters).identity()})
+
+
+@pytest.mark.skipif(event_mlp.backend("cpu").startswith("plain"), reason="no C compiler")
+def test_what_hard_events_left_unread_is_said_with_the_speed_of_one_sample(tmp_path, capsys):
+    save(tmp_path / "best.pt", "ab", mlp="bio", bio_event="hard", n_embd=128)
+    out = {"out_dir": str(tmp_path)}
+    read = re.search(r"tokens/s, (\S+) of the MLPs' (\S+) MB read a token", drawn(capsys, **out)[0])
+    assert 0 < float(read[1]) < float(read[2]) == 0.5
+    assert "read a token" not in drawn(capsys, num_samples=2, **out)[0]  # together they read every weight
 
 
 def test_where_the_text_had_no_line_break_the_default_prompt_is_one_that_it_had(tmp_path, capsys):
