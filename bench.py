@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -378,24 +378,8 @@ def bench_events(config: BenchConfig, machine: Machine) -> None:
             raise UserError(f"{config.checkpoint} has no hard events: give a run of --mlp=bio --bio_event=hard")
     cast_matrices(model.to(machine.device), machine.dtype)
     print(f"\nevents in steps of one token, {config.sample_tokens} of them, by {served}: {model.describe()}")
-    print(event_speed.HEADER)
     with autocast(machine.device, machine.dtype):
-        print_event_rates(config, model, (None,) if config.checkpoint else event_speed.RATES)
-
-
-def print_event_rates(config: BenchConfig, model: GPT, rates: Sequence[float | None]) -> None:
-    """A row for each rate, None for a model's own."""
-    count, device = min(config.sample_tokens, model.config.block_size // 2), model.lm_head.weight.device
-    for rate in rates:
-        if rate is not None:
-            event_speed.set_rate(model, rate)
-        generator = torch.Generator(device).manual_seed(0)
-        text = torch.zeros(1, 1, dtype=torch.long, device=device)
-        text = model.generate(text, count, top_k=200, generator=generator)
-        speed = event_speed.measure(model, text, count, config.repeats)
-        print(event_speed.row(model, speed, "own" if rate is None else f"{rate:g}"))
-        if rate in (None, 0.15) and device.type == "cpu":
-            print(f"        {event_speed.rest_of_a_step(model, text, config.repeats)}")
+        event_speed.print_rates(model, config.checkpoint is None, config.sample_tokens, config.repeats)
 
 
 # --- what is printed: data ---

@@ -187,3 +187,18 @@ def rest_of_a_step(model: GPT, text: Tensor, repeats: int) -> str:
     shares = [f"{name} {1000 * s:.2f}" for name, s in seconds.items()]
     left = 1000 * (whole - sum(seconds.values()))
     return f"a step at place {place} takes {1000 * whole:.2f} ms: {', '.join(shares)}, Python and the rest {left:.2f}"
+
+
+@torch.no_grad()
+def print_rates(model: GPT, untrained: bool, count: int, repeats: int) -> None:
+    """A table for a model with hard events: a row for each of RATES where it is untrained, else one at its own rate."""
+    print(HEADER)
+    count, device = min(count, model.config.block_size // 2), model.lm_head.weight.device
+    for rate in RATES if untrained else (None,):
+        if rate is not None:
+            set_rate(model, rate)
+        generator, start = torch.Generator(device).manual_seed(0), torch.zeros(1, 1, dtype=torch.long, device=device)
+        text = model.generate(start, count, top_k=TOP_K, generator=generator)
+        print(row(model, measure(model, text, count, repeats), "own" if rate is None else f"{rate:g}"))
+        if rate in (None, 0.15) and device.type == "cpu":
+            print(f"        {rest_of_a_step(model, text, repeats)}")
