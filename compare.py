@@ -84,7 +84,7 @@ def parse(argv: list[str]) -> tuple[CompareOptions, list[str]]:
     finalists_help = "tuning seeds after the first run the best K points of each arm alone (default: all points)"
     add("--finalists", type=int, metavar="K", help=finalists_help)
     add("--match", choices=("steps", "flops", "time"), default="steps", help="what arms get alike (default: steps)")
-    power_help = "a difference in nats: the report says how many seeds find it at 80 %% (default 0.01)"
+    power_help = "a difference in nats: the report says how many seeds detect it with a chance of 80 %% (default 0.01)"
     add("--power", type=float, default=0.01, metavar="NATS", help=power_help)
     margin_help = "a difference in nats that does not matter: adds the verdict 'equivalent'"
     add("--margin", type=float, metavar="NATS", help=margin_help)

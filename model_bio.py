@@ -54,7 +54,7 @@ class GPTConfig:
     n_layer: int = 12  # blocks
     n_head: int = 12  # attention heads a block, must divide n_embd
     n_embd: int = 768  # width
-    dropout: float = 0.0  # 0 is good for pretraining, for finetuning try 0.1
+    dropout: float = 0.0  # 0 is good for pretraining, for fine-tuning try 0.1
     c_fc_std: float | Literal["unit"] | None = None  # std of c_fc at the start; None = 0.02, unit = 1/sqrt(n_embd)
     bias: bool = True  # in Linear and LayerNorm, as GPT-2 has them; False is a bit better and faster
     mlp: str = "gelu"  # what stands in the MLP: {MLPS}, or file.py:Name

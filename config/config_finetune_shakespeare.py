@@ -4,7 +4,7 @@
 #
 # Time and expected loss: not measured.
 out_dir = "out/finetune_shakespeare"
-init_from = "gpt2"  # the largest that an 8 GB card trains; gpt2-medium and up need more
+init_from = "gpt2"  # the largest expected to fit 8 GB; gpt2-medium and up need more
 eval_interval = 5  # it overfits within a few steps, so evaluate often
 eval_iters = 40
 always_save_checkpoint = False  # for the same reason keep the best checkpoint only

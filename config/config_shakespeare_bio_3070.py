@@ -8,7 +8,7 @@ out_dir = "out/shakespeare_bio"
 eval_interval = 250  # often, since a model of this size overfits in the end
 eval_iters = 50
 log_interval = 10  # each logged step waits for the card once
-always_save_checkpoint = False  # for the same reason keep the best checkpoint only
+always_save_checkpoint = False  # it overfits in the end: keep the best checkpoint only
 final_sample = 1000  # characters, to see what was learned
 
 dataset = "shakespeare_works"

@@ -12,7 +12,7 @@ final_sample = 600  # characters, to see what was learned
 
 dataset = "shakespeare_works"
 gradient_accumulation_steps = 1  # one micro-batch of 12: small batches and many steps learn most in a CPU's time
-block_size = 64  # nanoGPT's CPU shape, with the four lines below
+block_size = 64  # nanoGPT's CPU shape, with the three sizes below
 
 n_layer = 4
 n_head = 4

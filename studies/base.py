@@ -1,7 +1,7 @@
 # What the studies share: nanoGPT's CPU shape on the complete works, with AdamW, short enough for hundreds of runs.
 #
 #     bash studies/run.sh                                                (all studies; each is one compare.py command)
-#     python train.py studies/base.py --mlp=bio --out_dir=out/base       (one run of one arm)
+#     python train.py studies/base.py --mlp=bio --out_dir=out/study_base     (one run of one arm)
 #
 # Time: 500 steps of 768 characters take about 40 s on one core, with the last evaluation on half of the validation
 # text. Expected there, at the best rates over five seeds: GELU 1.998 +- 0.014, mlp=bio 1.879 +- 0.010.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The studies of README.md, in the order of what they answer. Stop it whenever; started again, it goes on.
-#   nohup bash studies/run.sh > out/studies.log 2>&1 &
+#   mkdir -p out && nohup bash studies/run.sh > out/studies.log 2>&1 &
 #   bash studies/run.sh layers wider_256                  only these
 set -u
 cd "$(dirname "$0")/.."
@@ -75,10 +75,10 @@ study ablation_best_scale --vary mlp=$A:Full,sintanh,$A:Frozen,$A:NoSine,$A:NoTa
     --bio_gate=feature --seeds=13 --margin=0.01 --sweep learning_rate=1.5e-3,3e-3,6e-3 --sweep c_fc_std=$SCALES \
     --max_iters=1500 --warmup_iters=150 --eval_interval=375 --reuse=results/initial_scale/runs.jsonl
 
-# 8b. Optimiser and length: 3.84M tokens. Two studies, since the optimisers' rates lie apart: one grid of both would cost twice.
+# 8b. Optimizer and length: 3.84M tokens. Two studies, since the optimizers' rates lie apart: one grid of both would cost twice.
 LONGER=(--vary mlp=gelu,relu2,bio --seeds=8 --margin=0.01 --max_iters=5000 --warmup_iters=500 --eval_interval=625)
-study optimiser_and_length_adamw "${LONGER[@]}" --sweep learning_rate=1.5e-3,3e-3,6e-3 --sweep c_fc_std=$SCALES
-study optimiser_and_length_muon "${LONGER[@]}" --sweep learning_rate=5e-3,1e-2,2e-2 --sweep c_fc_std=$SCALES --optimizer_type=muon
+study optimizer_and_length_adamw "${LONGER[@]}" --sweep learning_rate=1.5e-3,3e-3,6e-3 --sweep c_fc_std=$SCALES
+study optimizer_and_length_muon "${LONGER[@]}" --sweep learning_rate=5e-3,1e-2,2e-2 --sweep c_fc_std=$SCALES --optimizer_type=muon
 
 # 8c. Long, without repeats: 38.4M bytes of Python, of which no byte is read twice.
 BYTES=python_packages_bytes

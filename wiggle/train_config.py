@@ -46,7 +46,7 @@ class TrainConfig(GPTConfig):
     learning_rate: float = 6e-4  # the highest
     max_iters: int = 600000  # steps
     weight_decay: float = 1e-1  # of matrices and embeddings
-    beta1: float = 0.9  # AdamW's
+    beta1: float = 0.9  # AdamW's, and Muon's momentum
     beta2: float = 0.95  # AdamW's; nearer to 1 where a step holds few tokens
     grad_clip: float = 1.0  # clip the gradient's norm here; 0 = never
     max_skipped: int = 10  # stop after so many steps in a row whose loss or gradient is not finite; none is taken
