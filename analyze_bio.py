@@ -5,7 +5,7 @@ What a model's MLPs do and learned, whichever activation they have: pictures, an
 
 Everything is compared with an earlier state of the model on the same text: --before, else the untrained network, which
 is drawn again from the seed in the checkpoint. By layer, for every activation, a user's own too: the distribution of
-the pre-activations, the output over them, the share of its variance that no line through them explains, and what is learned
+the pre-activations, the output over them, the share of its variance that no straight line explains, and what is learned
 besides the matrices. Where units fall silent, by a gate or by exact zeros: how often each is active, on which tokens,
 and what of the MLPs' work that leaves.
 

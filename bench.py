@@ -369,6 +369,8 @@ def bench_events(config: BenchConfig, machine: Machine) -> None:
     served = event_mlp.backend(machine.device)
     if served.startswith("plain"):
         raise UserError(f"no kernel serves event-driven steps on {machine.device}: {served}")
+    if machine.device.type == "cpu" and machine.dtype != torch.float32:
+        raise UserError(f"steps on the CPU are event-driven in float32 alone: leave --dtype={config.dtype} out")
     if config.checkpoint is None:
         shape = TrainConfig(**GPT2, mlp="bio", bio_event="hard", position="rope", qk_norm=True, bias=False)
         model = GPT(shape.gpt_config(GPT2["vocab_size"]), seed=1).eval()

@@ -5,7 +5,7 @@ Judge a model by what others use: tasks of lm-eval, EleutherAI's evaluation harn
     python evaluate.py --out_dir=out/gpt2 --tasks=hellaswag,lambada_openai,arc_easy       (pip install lm-eval)
     python evaluate.py --out_dir=gpt2 --tasks=my_task --include_path=my_tasks --limit=100
 
-The results are printed, and kept by the names of tasks and files, in evaluation.json beside the checkpoint (of gpt2: here).
+The results are printed, and kept by the names of tasks and files in evaluation.json beside the checkpoint (gpt2: here).
 
 A text is read in windows of block_size tokens. For --file each window after the first begins half a window before the
 tokens that it is scored on, so these have at least half a window of context; training's validation loss gives its

@@ -156,17 +156,22 @@ class BioMLP(nn.Module):
         self.steps: event_mlp.EventMLP | None = None
 
     def forward(self, x):
-        if not torch.compiler.is_compiling() and not self.training and self.steps is not None and self.steps.serves(x):
-            return self.steps(x)
+        steps = None if self.training or torch.compiler.is_compiling() else self.steps
+        if steps is not None and steps.serves(x, *self.parts()):
+            return steps(x)
         h, gate = self.c_fc(x), self.sparse_gate  # (B, T, F)
         y = self.oscillating(h) if gate is None else gate(h, self.oscillating)
         return self.dropout(self.c_proj(y))  # (B, T, C)
 
     def prepare_steps(self) -> None:
         """With hard events: lay the weights out for steps of one token, which then read what fires alone."""
-        if self.steps is None or not self.steps.is_current():
+        if self.steps is None or not self.steps.is_current(self.parts(), whole=True):
             self.steps = None  # before the new one takes memory
-            self.steps = event_mlp.prepare(self.c_fc, self.c_proj, self.oscillating, self.sparse_gate)
+            self.steps = event_mlp.prepare(*self.parts())
+
+    def parts(self) -> tuple[nn.Module, ...]:
+        """What event-driven steps stand for, in the order of event_mlp.prepare."""
+        return self.c_fc, self.c_proj, self.oscillating, self.sparse_gate
 
     def fires(self, x: Tensor) -> Tensor:
         """Which hidden features fire, of an MLP with a gate. x: input of c_fc (..., C) -> bool (..., F)."""
@@ -617,19 +622,19 @@ class GPT(nn.Module):
 
     def _likely_logits(self, token, cache, place, k):
         """_next_logits with None for ids; or, of a single sequence, a part with the k likeliest, and ids (1, n)."""
-        x, found = self.hidden(token, cache, place), None
-        if k is not None and self.likeliest is not None and self.likeliest.serves(x, k):
-            found = self.likeliest(x, k)
+        x, found, likely = self.hidden(token, cache, place), None, self.likeliest
+        if k is not None and likely is not None and likely.serves(x, k, self.lm_head, self.sampled_vocab):
+            found = likely(x, k)
         return found or (self.lm_head(x)[:, -1].float(), None)
 
     def _prepare_steps(self, k: int | None) -> None:
         """Lay weights out for steps of one token of one sequence, of which the k likeliest ids are wanted, or all."""
         hold_in_huge_pages(*(matrix for matrix in self.parameters() if matrix.dim() > 1))
         for block in self.transformer.h:
-            if self.config.hard_events:
+            if self.config.hard_events and isinstance(block.mlp, BioMLP):
                 block.mlp.prepare_steps()
         rows, kept = self.sampled_vocab, self.likeliest
-        if k is not None and (kept is None or kept.rows != rows or not kept.is_current()):
+        if k is not None and (kept is None or kept.rows != rows or not kept.is_current((self.lm_head,), whole=True)):
             self.likeliest = likeliest.prepare(self.lm_head, rows)
 
     def _next_logits_compiled(self, token, cache, place):

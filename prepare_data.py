@@ -7,10 +7,10 @@ Text -> data/NAME/train.bin, val.bin and meta.json, which train.py reads.
     python prepare_data.py python_stdlib       the standard library's own sources, which need no network
     python prepare_data.py novel.txt           a text file of your own, a folder of them, or - for standard input
 
-Corpora of any size are streamed, in GPT-2's tokens or in bytes, and a preparation that was stopped goes on where it was:
+Corpora of any size are streamed, in GPT-2's tokens or bytes, and a preparation that was stopped goes on where it was:
 
     python prepare_data.py openwebtext         8 million web pages, 38 GB of text; fineweb_edu and tinystories likewise
-    python prepare_data.py python_packages     255 MB of Python, unpacked from wheels of PyPI, for machines that reach no hub
+    python prepare_data.py python_packages     255 MB of Python from wheels of PyPI, for machines that reach no hub
     python prepare_data.py --hf=ID --subset=NAME --split=train --text_column=text     a dataset of the Hugging Face hub
     python prepare_data.py --files='texts/*.parquet'     parquet, json, jsonl, csv, text, or those in .gz or .zst
 

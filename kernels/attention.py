@@ -79,13 +79,15 @@ def attend_step(
     """
     (B, _, width), tokens = qkv.shape, keys.size(2)
     C, D = width // 3, width // (3 * heads)
-    lib = _load_library()[0]
+    if keys.size(0) != B or place >= tokens:
+        raise ValueError(f"the cache holds {keys.size(0)} sequences of {tokens} tokens, received {B} at place {place}")
+    lib, qkv = _load_library()[0], qkv.contiguous()
     threads = max(1, min(torch.get_num_threads(), B * heads, 1 + B * C * place // 2**16))
     y, scratch = qkv.new_empty(B, 1, C), qkv.new_empty(threads * lib.attention_step_scratch(place + 1, D))
     cos, sin = (None, None) if rope is None else (table.data_ptr() for table in rope)
     pointers = (t.data_ptr() for t in (keys, values, y, scratch))
     sizes = B, heads, D, tokens, place + 1, threads, norm
-    lib.attention_step(*sizes, qkv.contiguous().data_ptr(), cos, sin, *pointers)
+    lib.attention_step(*sizes, qkv.data_ptr(), cos, sin, *pointers)
     return y
 
 
@@ -133,9 +135,9 @@ def _run_c(
     """y (B, T, C) without grad; the gradient of qkv (B, T, 3·C) with grad, the gradient of y."""
     B, T, width = qkv.shape
     D, threads = width // (3 * heads), max(1, min(torch.get_num_threads(), B * heads))
-    y = torch.empty(B, T, width // 3 if grad is None else width)
-    scratch = torch.empty(threads, lib.attention_scratch(T, D))
     inputs = [None if t is None else t.float().contiguous() for t in (qkv, cos, sin, grad)]
+    y = inputs[0].new_empty(B, T, width // 3 if grad is None else width)
+    scratch = y.new_empty(threads, lib.attention_scratch(T, D))
     pointers = [None if t is None else t.data_ptr() for t in (*inputs, y, scratch)]
     lib.attention(B, T, heads, D, threads, norm, *pointers)
     return y

@@ -9,9 +9,9 @@
 
 #define BLOCK 128 // features whose contributions are added up together, a multiple of GROUP
 
-// c_proj's weight, transposed: (F, C); vectors (F,), of which bias may be NULL.
+// c_fc's weight and c_proj's, transposed: (F, C) each; vectors (F,), of which bias may be NULL.
 typedef struct {
-    const float *columns, *bias, *threshold, *omega, *phi;
+    const float *rows, *columns, *bias, *threshold, *omega, *phi;
 } Weights;
 
 // list: those of the n features from `first` on that may fire -> their number.
@@ -32,17 +32,25 @@ static int find_candidates(const Screen *s, const Weights *w, const Vector *x, l
     return count;
 }
 
+// A token: x (width) itself, x / 2^16, padded with zeros to `stride`, and x in integers.
+typedef struct {
+    const float *x, *shrunk;
+    Vector in;
+} Token;
+
 // list: those of the candidates that fire; output: what each gives beyond its baseline -> their number.
-static int fire(const Screen *s, const Weights *w, const Vector *x, const float *shrunk, const int32_t *candidates,
-                int n, int32_t *list, float *output) {
+static int fire(const Screen *s, const Weights *w, const Token *token, const int32_t *candidates, int n, int32_t *list,
+                float *output) {
     float h[GROUP], omega[GROUP], phi[GROUP], zero[GROUP] = {0};
+    long C = token->in.width, stride = token->in.stride;
     int count = 0;
     for (int i = 0; i < n; i++) {
         long f = candidates[i], next = candidates[i + AHEAD < n ? i + AHEAD : n - 1];
-        float value = fine_product(s, f, next, shrunk, x->stride);
+        const float *row = w->rows + f * C;
+        float value = s->spread[f] ? dot(row, token->x, C, row) : fine_product(s, f, next, token->shrunk, stride);
         if (w->bias) value += w->bias[f];
         if (fabsf(value) <= w->threshold[f]) continue; // a NaN fires
-        prefetch(w->columns + f * x->width, x->width * sizeof(float));
+        prefetch(w->columns + f * C, C * sizeof(float));
         h[count] = value;
         omega[count] = w->omega[f];
         phi[count] = w->phi[f];
@@ -54,9 +62,9 @@ static int fire(const Screen *s, const Weights *w, const Vector *x, const float 
 
 // sums: (blocks, C), of which the rows [first, last) receive what the features of those blocks add to the output.
 // found: is increased by the numbers of features whose row, and whose column was read.
-static void run_blocks(const Screen *s, const Weights *w, const Vector *x, const float *shrunk, long F, long first,
-                       long last, float *sums, int64_t *found) {
-    long C = x->width, end = last * BLOCK < F ? last * BLOCK : F;
+static void run_blocks(const Screen *s, const Weights *w, const Token *token, long F, long first, long last,
+                       float *sums, int64_t *found) {
+    long C = token->in.width, end = last * BLOCK < F ? last * BLOCK : F;
     int32_t candidates[GROUP], firing[GROUP];
     float output[GROUP];
     int waiting = 0, fired = 0, looked = 0, total = 0;
@@ -67,8 +75,8 @@ static void run_blocks(const Screen *s, const Weights *w, const Vector *x, const
             float *restrict sum = sums + firing[i] / BLOCK * C;
             for (long c = 0; c < C; c++) sum[c] = FMA(output[i], column[c], sum[c]);
         }
-        fired = fire(s, w, x, shrunk, candidates, waiting, firing, output);
-        waiting = f < end ? find_candidates(s, w, x, f, end - f < GROUP ? end - f : GROUP, candidates) : 0;
+        fired = fire(s, w, token, candidates, waiting, firing, output);
+        waiting = f < end ? find_candidates(s, w, &token->in, f, end - f < GROUP ? end - f : GROUP, candidates) : 0;
         looked += waiting;
         total += fired;
     }
@@ -80,17 +88,17 @@ static void run_blocks(const Screen *s, const Weights *w, const Vector *x, const
 // bytes: (2, stride), shrunk: (stride) and sums: (blocks of F, C), scratch space. found: (threads, 2), see run_blocks.
 void event_mlp(int64_t F, int64_t C, int64_t stride, int threads, const void *const *p, const float *x, uint8_t *bytes,
                float *shrunk, float *sums, int64_t *found, float *y) {
-    Screen s = {p[0], p[1], p[2], p[3], p[4], p[5]};
-    Weights w = {p[6], p[7], p[8], p[9], p[10]};
-    const float *constant = p[11];
-    Vector in = quantise(x, C, stride, bytes);
+    Screen s = {p[0], p[1], p[2], p[3], p[4], p[5], p[6]};
+    Weights w = {p[7], p[8], p[9], p[10], p[11], p[12]};
+    const float *constant = p[13];
+    Token token = {x, shrunk, quantise(x, C, stride, bytes)};
     for (long c = 0; c < stride; c++) shrunk[c] = c < C ? x[c] * 0x1p-16f : 0;
     long blocks = (F + BLOCK - 1) / BLOCK;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp for schedule(static)
         for (int part = 0; part < threads; part++)
-            run_blocks(&s, &w, &in, shrunk, F, blocks * part / threads, blocks * (part + 1) / threads, sums,
+            run_blocks(&s, &w, &token, F, blocks * part / threads, blocks * (part + 1) / threads, sums,
                        found + 2 * part);
 #pragma omp for schedule(static)
         for (long j = 0; j < C; j += TILE) {

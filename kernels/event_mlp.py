@@ -10,8 +10,8 @@ baseline b_f where it is silent. So
 a constant and the columns of what fires, which are kept transposed, as rows. Who may fire is found through an 8-bit
 copy of c_fc.weight (screen.py): where the whole interval for h_f lies within the threshold, any float32 product leaves
 f silent, and nothing more is read of it. The others, the candidates, are multiplied in full. On the CPU 16 further bits
-a number are read for that, which make 24-bit integers: each weight is right to 2^-24 of the largest of its row, which
-is what a float32 sum over the row can lose.
+a number are read for that, which make 24-bit integers: each weight is right to 2^-24 of the largest of its row. Rows in
+which that is far from the others, where it would not do, are multiplied in float32 as they are.
 
 Exact therefore means: equal to the dense computation but for rounding, as another BLAS library is. The two can decide
 differently only where |h_f| and threshold_f agree in all digits that the sum holds.
@@ -19,22 +19,33 @@ differently only where |h_f| and threshold_f agree in all digits that the sum ho
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 from kernels import event_mlp_cpu, oscillation, screen
 from kernels.event_mlp_base import EventMLP
+from kernels.matmul import Linear
+from kernels.neurons import HardEventGate, OscillatingNeuron
+
+HALVES = torch.bfloat16, torch.float16
 
 
 def prepare(c_fc: nn.Linear, c_proj: nn.Linear, neuron: nn.Module, gate: nn.Module) -> EventMLP | None:
     """The EventMLP of an MLP with hard events, see there; None where no kernel serves it."""
-    device, dtypes = c_fc.weight.device, {c_fc.weight.dtype, c_proj.weight.dtype}
-    if backend(device).startswith("plain") or len(dtypes) > 1 or torch.float64 in dtypes:
+    modules = c_fc, c_proj, neuron, gate
+    known = (nn.Linear, Linear), (nn.Linear, Linear), (OscillatingNeuron,), (HardEventGate,)
+    if any(type(module) not in types for module, types in zip(modules, known, strict=True)):
+        return None  # of a class of somebody else's, whose forward pass is its own
+    weights = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    device, own = c_fc.weight.device, all(type(t) in (Tensor, nn.Parameter) and not t.is_inference() for t in weights)
+    if not own or backend(device).startswith("plain"):
         return None
-    if device.type == "cuda":
+    if device.type == "cuda" and c_fc.weight.dtype == c_proj.weight.dtype in (torch.float32, *HALVES):
         from kernels.event_mlp_triton import EventMLPOnCard  # imports triton, which is not everywhere
 
-        return EventMLPOnCard(c_fc, c_proj, neuron, gate)
-    plain = all(t.dtype == torch.float32 for t in (c_fc.weight, gate.threshold, neuron.omega))
-    return event_mlp_cpu.EventMLPOnCPU(c_fc, c_proj, neuron, gate) if plain and screen.fits(c_fc.weight) else None
+        return EventMLPOnCard(*modules)
+    if not all(map(screen.is_plain, weights)) or not screen.fits(c_fc.weight):
+        return None
+    return event_mlp_cpu.EventMLPOnCPU(*modules)
 
 
 def backend(device: torch.device | str) -> str:

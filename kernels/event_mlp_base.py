@@ -22,7 +22,7 @@ class EventMLP(screen.LaidOut):
     @torch.no_grad()
     def __init__(self, c_fc: nn.Linear, c_proj: nn.Linear, neuron: nn.Module, gate: nn.Module):
         self.c_fc, self.c_proj, self.neuron, self.gate = c_fc, c_proj, neuron, gate
-        super().__init__()
+        super().__init__(c_fc, c_proj, neuron, gate)
         self.features = c_fc.out_features
         self.lay_out()
 
@@ -41,8 +41,11 @@ class EventMLP(screen.LaidOut):
         matrices = c_fc.weight, c_fc.bias, c_proj.weight, c_proj.bias
         return *matrices, self.gate.threshold, neuron.omega, neuron.phi, neuron.baseline
 
-    def serves(self, x: Tensor) -> bool:
-        """Whether x is one token that this may compute; where it is not, the MLP's modules compute the same."""
+    def serves(self, x: Tensor, *modules: nn.Module) -> bool:
+        """
+        Whether x is one token that this may compute in place of c_fc, c_proj, neuron and gate as the MLP has them now;
+        where it is not, they do.
+        """
         raise NotImplementedError
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import ctypes
 import functools
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from kernels import PLAIN, screen
@@ -19,22 +20,22 @@ class EventMLPOnCPU(EventMLP):
 
     def lay_out(self) -> None:
         self.tokens, self.blocks = 0, -(-self.features // BLOCK)
-        self.found = torch.zeros(self.blocks, 2, dtype=torch.int64)
+        self.found = torch.zeros(self.blocks, 2, dtype=torch.int64, device="cpu")
         weight, bias, projected, _, threshold, omega, phi, _ = self.kept
         self.screen = screen.screen_rows(weight, with_rest=True)
         columns = projected.t().contiguous()
-        self.arrays = (*self.screen, columns, bias, threshold, omega, phi, self.constant())
+        self.arrays = (*self.screen, weight, columns, bias, threshold, omega, phi, self.constant())
         hold_in_huge_pages(self.screen.coarse, self.screen.rest, columns)
         self.pointers = screen.pointers_to(*self.arrays)
 
-    def serves(self, x: Tensor) -> bool:
-        return self.takes(x, self.c_fc.in_features)
+    def serves(self, x: Tensor, *modules: nn.Module) -> bool:
+        return screen.is_one_token(x, self.c_fc.in_features) and self.takes(modules)
 
     def __call__(self, x: Tensor) -> Tensor:
         C, stride, threads = x.numel(), self.screen.stride, min(torch.get_num_threads(), self.blocks)
-        x, y = x.contiguous(), torch.empty(x.shape)
-        halves, shrunk = torch.empty(2 * stride, dtype=torch.uint8), torch.empty(stride)
-        sums = torch.empty(self.blocks, C)
+        x, y = x.contiguous(), x.new_empty(x.shape)
+        halves, shrunk = x.new_empty(2 * stride, dtype=torch.uint8), x.new_empty(stride)
+        sums = x.new_empty(self.blocks, C)
         memory = [t.data_ptr() for t in (x, halves, shrunk, sums, self.found, y)]
         load_kernel()[0].event_mlp(self.features, C, stride, threads, self.pointers, *memory)
         self.tokens += 1

@@ -10,6 +10,7 @@ weights. So the copy alone is a quarter of the dense bytes in bfloat16, and an e
 """
 
 import torch
+import torch.nn as nn
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -119,11 +120,11 @@ class EventMLPOnCard(EventMLP):
     def found(self) -> Tensor:
         return self.counts[:, :2]
 
-    def serves(self, x: Tensor) -> bool:
+    def serves(self, x: Tensor, *modules: nn.Module) -> bool:
         weight, kind = self.kept[0], x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         fits = x.numel() == self.c_fc.in_features and x.device == weight.device and dtype == weight.dtype
-        return fits and not torch.is_grad_enabled() and self.is_current()
+        return fits and self.takes(modules)
 
     def __call__(self, x: Tensor) -> Tensor:
         (F, C), dtype, programs, x = self.rows.shape, self.rows.dtype, len(self.counts), x.contiguous()

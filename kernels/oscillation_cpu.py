@@ -37,7 +37,7 @@ def _run_c(
     x, *vectors = (t.float().contiguous() for t in (x, *vectors))
     grad = None if grad is None else grad.float().contiguous()
     y, ns = torch.empty_like(x), number_of_sums(vectors, grad)
-    sums = torch.empty(1 + blocks, ns, features) if ns else None
+    sums = x.new_empty(1 + blocks, ns, features) if ns else None
     w = (ctypes.c_void_p * len(vectors))(*[v.data_ptr() for v in vectors])
     x_, g_, y_, s_ = (None if t is None else t.data_ptr() for t in (x, grad, y, sums))
     lib.oscillation(rows, features, blocks, len(vectors), ns, threads, threshold, x_, w, g_, y_, s_)

@@ -14,12 +14,14 @@
 #define AHEAD 2  // rows that are asked for before their turn
 #define FEW 16   // rows of which likeliest.py looks at the best one alone; GROUP is a multiple
 #define UP 1.000001 // rounds a norm upwards, from double to float
+#define UNLIKE 16 // times the mean size that the largest of a row may be, for 24 bits to hold the others well
 
 // screen.py's Screen.
 typedef struct {
     const int8_t *coarse;                    // (rows / ROWS, stride / CHUNK, ROWS, CHUNK)
     const float *scale, *error, *norm, *sum; // (rows,) each
     const int16_t *rest;                     // (rows, stride), or NULL
+    const uint8_t *spread;                   // (rows,)
 } Screen;
 
 // x in 16-bit integers: x = step (256 (high - 128) + low) + r, with size >= |x| and lost >= |r|.
@@ -124,8 +126,8 @@ static inline float dot(const float *restrict a, const float *restrict b, long n
     return total;
 }
 
-// The product of row r with x, from 24-bit integers: scale (coarse + rest / 2^16). shrunk: x / 2^16, padded with zeros to
-// `stride`. Meanwhile the rest of row `next` is asked for.
+// The product of row r with x, from 24-bit integers: scale (coarse + rest / 2^16). shrunk: x / 2^16, padded with zeros
+// to `stride`. Meanwhile the rest of row `next` is asked for.
 static inline float fine_product(const Screen *s, long r, long next, const float *restrict shrunk, long stride) {
     const int8_t *restrict q = s->coarse + r / ROWS * ROWS * stride + r % ROWS * CHUNK;
     const int16_t *restrict rest = s->rest + r * stride;
@@ -139,10 +141,9 @@ static inline float fine_product(const Screen *s, long r, long next, const float
     return s->scale[r] * part[0];
 }
 
-// Fill in a Screen of the weight (rows, width): coarse, scale, error, norm and sum, of which coarse and rest, unless
-// that is NULL, are 0 beforehand.
+// Fill in a Screen of the weight (rows, width), of which coarse and rest, unless that is NULL, are 0 beforehand.
 void screen_rows(int64_t rows, int64_t width, int64_t stride, int threads, const float *weight, int8_t *coarse,
-                 float *scale, float *error, float *norm, float *sum, int16_t *rest) {
+                 float *scale, float *error, float *norm, float *sum, int16_t *rest, uint8_t *spread) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (int64_t r = 0; r < rows; r++) {
         const float *w = weight + r * width;
@@ -150,7 +151,7 @@ void screen_rows(int64_t rows, int64_t width, int64_t stride, int threads, const
         float largest = 0;
         for (long c = 0; c < width; c++) largest = fabsf(w[c]) > largest ? fabsf(w[c]) : largest;
         float step = largest / 127 > 1e-30f ? largest / 127 : 1e-30f, inverse = largest < 1e37f ? 1 / step : 0;
-        double errors = 0, squares = 0;
+        double errors = 0, squares = 0, sizes = 0;
         long total = 0;
         for (long c = 0; c < width; c++) {
             double near = w[c] * (double)inverse;
@@ -161,9 +162,11 @@ void screen_rows(int64_t rows, int64_t width, int64_t stride, int threads, const
             if (rest) rest[r * stride + c] = fine - whole * 65536;
             errors += e * e;
             squares += (double)w[c] * w[c];
+            sizes += fabsf(w[c]);
             total += whole;
         }
         scale[r] = squares < INFINITY ? step : NAN;
+        spread[r] = !((double)largest * width <= UNLIKE * sizes && largest > 1e-28f && largest < 1e30f);
         error[r] = sqrt(errors) * UP;
         norm[r] = sqrt(squares) * UP;
         sum[r] = 128 * total;
@@ -174,7 +177,7 @@ void screen_rows(int64_t rows, int64_t width, int64_t stride, int threads, const
 // best (rows / FEW, rounded up). bytes: (2, stride), scratch space. Returns 0 where x is not usable.
 int screen_products(int64_t rows, int64_t width, int64_t stride, int threads, const void *const *p, const float *x,
                     uint8_t *bytes, float *upper, float *best) {
-    Screen s = {p[0], p[1], p[2], p[3], p[4], NULL};
+    Screen s = {p[0], p[1], p[2], p[3], p[4], NULL, p[6]};
     Vector in = quantise(x, width, stride, bytes);
     if (!(in.size < INFINITY)) return 0;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)

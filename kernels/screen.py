@@ -14,9 +14,11 @@ product's standard deviation over rows.
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from kernels import PLAIN
@@ -28,14 +30,15 @@ FLAGS = ("-ffp-contract=off",)
 
 
 class Screen(NamedTuple):
-    """What screen.c reads of a matrix (N, K), at 1 byte a number, and 2 more with `rest`."""
+    """What screen.c reads of a matrix (N, K), at 1 byte a number, and 2 more with `rest`. The vectors are (N,)."""
 
     coarse: Tensor  # q, int8 (N / ROWS, K / CHUNK, ROWS, CHUNK), both rounded up and padded with zeros
-    scale: Tensor  # s, float32 (N,), as the others
+    scale: Tensor  # s, float32, as the next three
     error: Tensor  # at least |e|
     norm: Tensor  # at least |w|
     sum: Tensor  # 128 times the sum of q
     rest: Tensor | None  # int16 (N, K), K rounded up likewise: w / s = q + rest / 65536, rounded; or None
+    spread: Tensor  # uint8: whether the row's numbers are too unlike for q and rest to hold all of them well
 
     @property
     def stride(self) -> int:
@@ -51,9 +54,9 @@ class Screen(NamedTuple):
 def screen_rows(weight: Tensor, with_rest: bool = False) -> Screen:
     """weight: (N, K), contiguous, in float32 on the CPU -> its Screen, without rest or with it. Needs the kernel."""
     N, K = weight.shape
-    coarse = torch.zeros(-(-N // ROWS), -(-K // CHUNK), ROWS, CHUNK, dtype=torch.int8)
-    rest = torch.zeros(N, coarse.size(1) * CHUNK, dtype=torch.int16) if with_rest else None
-    screen = Screen(coarse, *torch.empty(4, N), rest)
+    coarse = weight.new_zeros(-(-N // ROWS), -(-K // CHUNK), ROWS, CHUNK, dtype=torch.int8)
+    rest = weight.new_zeros(N, coarse.size(1) * CHUNK, dtype=torch.int16) if with_rest else None
+    screen = Screen(coarse, *weight.new_empty(4, N), rest, weight.new_empty(N, dtype=torch.uint8))
     pointers = [None if t is None else t.data_ptr() for t in (weight, *screen)]
     load_kernel()[0].screen_rows(N, K, screen.stride, torch.get_num_threads(), *pointers)
     return screen
@@ -63,13 +66,15 @@ class LaidOut:
     """
     Weights of a model laid out once more, as steps of one token read them, for as long as none of them changes.
 
-    A subclass names them in `weights`. A model that is copied or pickled goes without, and lays out its own.
+    modules: those whose weights these are. A subclass names the weights in `weights`. A model that is copied or pickled
+    goes without, and lays out its own.
     """
 
-    def __init__(self):
+    def __init__(self, *modules: nn.Module):
+        self.modules = modules
         # As long as these are kept, no other tensor can have their addresses, by which a change is noticed.
         self.kept = [None if t is None else t.detach() for t in self.weights()]
-        self.state = self._state()
+        self.state, self.sums = self._state(), self._sums()
 
     def weights(self) -> tuple[Tensor | None, ...]:
         """The tensors as the model has them now."""
@@ -77,16 +82,23 @@ class LaidOut:
 
     def _state(self) -> list[tuple[int, int] | None]:
         """What changes with any of the weights: where each lies, and how often it was written to."""
-        return [None if t is None else (t.data_ptr(), t._version) for t in self.weights()]
+        weights = self.weights()
+        return [None if t is None else (t.data_ptr(), None if t.is_inference() else t._version) for t in weights]
 
-    def is_current(self) -> bool:
-        """Whether the weights are still those that were laid out."""
-        return self._state() == self.state
+    @torch.no_grad()
+    def _sums(self) -> Tensor:
+        """The sums of the weights' rows, one after the other: torch counts no write through .data, or through NumPy."""
+        return torch.cat([t.sum(-1, dtype=torch.float32).view(-1) for t in self.weights() if t is not None])
 
-    def takes(self, x: Tensor, width: int) -> bool:
-        """Whether x is one token of that width, in float32 on the CPU, without gradients, and the weights current."""
-        kind = x.numel() == width and x.dtype == torch.float32 and x.device.type == "cpu"
-        return kind and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu") and self.is_current()
+    def is_current(self, modules: Sequence[nn.Module], whole: bool = False) -> bool:
+        """Whether these modules and weights are still those that were laid out. whole: read all of them to be sure."""
+        same = tuple(modules) == self.modules and self._state() == self.state
+        return same and (not whole or torch.equal(self._sums(), self.sums))
+
+    def takes(self, modules: Sequence[nn.Module]) -> bool:
+        """Whether a call may stand for those of the modules: none keeps gradients or has hooks, and all are current."""
+        hooks = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+        return not hooks and not torch.is_grad_enabled() and self.is_current(modules)
 
     def __reduce__(self) -> tuple:
         return type(None), ()
@@ -97,10 +109,21 @@ def pointers_to(*tensors: Tensor | None) -> ctypes.Array:
     return (ctypes.c_void_p * len(tensors))(*[None if t is None else t.data_ptr() for t in tensors])
 
 
+def is_plain(t: Tensor) -> bool:
+    """Whether a weight's numbers lie where they seem to, in float32 on the CPU, and changes of it are counted."""
+    own = type(t) in (Tensor, nn.Parameter) and not t.is_inference()
+    return own and t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous()
+
+
+def is_one_token(x: Tensor, width: int) -> bool:
+    """Whether x is a token of that width, in float32 on the CPU, whose products are wanted in float32."""
+    kind = x.numel() == width and x.dtype == torch.float32 and x.device.type == "cpu"
+    return kind and not torch.is_autocast_enabled("cpu")
+
+
 def fits(weight: Tensor) -> bool:
     """Whether a matrix can be screened here."""
-    kind = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous()
-    return kind and weight.size(1) <= WIDEST and load_kernel()[0] is not None
+    return is_plain(weight) and weight.size(1) <= WIDEST and load_kernel()[0] is not None
 
 
 @functools.cache
@@ -117,7 +140,7 @@ def load_kernel() -> tuple[ctypes.CDLL | None, str]:
 def declare(library: ctypes.CDLL) -> None:
     """Declare the C functions' arguments."""
     long, int_, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
-    library.screen_rows.argtypes = (long, long, long, int_, *[pointer] * 7)
+    library.screen_rows.argtypes = (long, long, long, int_, *[pointer] * 8)
     library.screen_rows.restype = None
     library.screen_products.argtypes = (long, long, long, int_, *[pointer] * 5)
     library.screen_products.restype = int_

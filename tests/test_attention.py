@@ -78,6 +78,20 @@ def test_tokens_read_one_by_one_are_the_equation_too(size, norm):
     torch.testing.assert_close(steps_of(qkv, size[2], norm, rope).double(), expected, atol=2e-5, rtol=0)
 
 
+def test_a_step_takes_numbers_that_do_not_lie_in_a_row():
+    qkv, _, _ = make(2, 5, 3, 8)
+    expected = steps_of(qkv, 3, False, None)
+    wide = qkv.repeat_interleave(2, dim=-1)
+    assert torch.equal(steps_of(wide[..., ::2], 3, False, None), expected)
+
+
+@pytest.mark.parametrize(("batch", "place"), [(2, 16), (3, 0)])
+def test_a_step_past_the_cache_is_refused(batch, place):
+    keys, values = torch.zeros(2, 2, 3, 16, 8)
+    with pytest.raises(ValueError, match=rf"holds 2 sequences of 16 tokens, received {batch} at place {place}"):
+        attend_step(torch.zeros(batch, 1, 72), 3, False, None, keys, values, place)
+
+
 def test_threads_change_no_bit_of_a_step(monkeypatch):
     qkv, _, rope = make(3, 64, 4, 128)
     expected = steps_of(qkv, 4, True, rope)

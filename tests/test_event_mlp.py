@@ -3,8 +3,6 @@
 import copy
 import ctypes
 import math
-import sys
-import types
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 import model_bio
-from kernels import c_library, event_mlp, event_mlp_cpu, oscillation
+from kernels import c_library, event_mlp, event_mlp_cpu
 from kernels.decoding import pick_tokens
 from kernels.event_mlp_cpu import EventMLPOnCPU
 from kernels.neurons import HardEventGate, OscillatingNeuron
@@ -126,6 +124,23 @@ def test_no_event_is_missed_where_the_bound_is_tight(direction):
     steps = EventMLPOnCPU(*modules)
     torch.testing.assert_close(steps(x), dense(modules, x))
     assert steps.shares()[1] == 0.0
+
+
+@needs_compiler
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e33])
+def test_rows_with_one_number_far_from_the_others_are_multiplied_as_they_are(scale):
+    """The large number meets a 0 in x, so the product is that of the others, which 24 bits would hardly hold."""
+    modules, x = make(64, 256, bias=False), torch.randn(64)
+    modules[0].weight *= scale
+    modules[0].weight[:, 7] = 1e4 * scale
+    x[7] = 0
+    h = modules[0](x).abs()
+    for hair, share in ((-1e-5, 1.0), (1e-5, 0.0)):
+        modules[3].threshold.copy_((h + hair * scale).clamp(min=0))
+        steps = EventMLPOnCPU(*modules)
+        steps(x)
+        assert steps.shares()[1] == share
+        assert steps.screen.spread.all()
 
 
 @needs_compiler
@@ -254,18 +269,96 @@ def test_changed_weights_are_never_served_from_old_copies():
     sources = [mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias, mlp.sparse_gate.threshold]
     for changed in (*sources, *mlp.oscillating.parameters()):
         mlp.prepare_steps()
-        assert mlp.steps.serves(x)
+        assert mlp.steps.serves(x, *mlp.parts())
         changed *= 1.5
-        assert not mlp.steps.serves(x)
+        assert not mlp.steps.serves(x, *mlp.parts())
     mlp.prepare_steps()
     mlp.c_fc.weight.data = mlp.c_fc.weight.data.clone()
-    assert not mlp.steps.serves(x)
+    assert not mlp.steps.serves(x, *mlp.parts())
     mlp.prepare_steps()
     mlp.c_fc.weight = nn.Parameter(mlp.c_fc.weight + 1)
-    assert not mlp.steps.serves(x)
+    assert not mlp.steps.serves(x, *mlp.parts())
     expected = mlp(x)
     mlp.prepare_steps()
     torch.testing.assert_close(mlp(x), expected)
+
+
+@needs_compiler
+def test_a_write_that_torch_does_not_count_is_seen_at_the_next_generation():
+    model, prompt = tiny_model(), torch.tensor([[1, 2, 3]])
+    model.generate(prompt, 3)
+    for block in model.transformer.h:
+        block.mlp.c_fc.weight.data.mul_(-3)
+        block.mlp.sparse_gate.threshold.detach().numpy()[:] *= 2
+    old = model.transformer.h[0].mlp.steps
+    model.generate(prompt, 3)
+    assert model.transformer.h[0].mlp.steps is not old
+
+
+@needs_compiler
+@pytest.mark.parametrize("part", ["c_fc", "c_proj", "oscillating", "sparse_gate"])
+def test_a_replaced_part_of_an_mlp_counts_at_once(part):
+    mlp, x = tiny_model().eval().transformer.h[0].mlp, torch.randn(1, 1, 32)
+    mlp.prepare_steps()
+    other = tiny_model(bio_target_rate=0.5).transformer.h[1].mlp
+    setattr(mlp, part, getattr(other, part))
+    assert not mlp.steps.serves(x, *mlp.parts())
+    expected = mlp(x)
+    mlp.prepare_steps()
+    assert mlp.steps.serves(x, *mlp.parts())
+    torch.testing.assert_close(mlp(x), expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("part", ["c_fc", "c_proj", "oscillating", "sparse_gate"])
+def test_a_part_with_a_class_or_hooks_of_its_own_is_called(part):
+    mlp, x = tiny_model().eval().transformer.h[0].mlp, torch.randn(1, 1, 32)
+    mlp.prepare_steps()
+    calls = []
+    hook = getattr(mlp, part).register_forward_hook(lambda *_: calls.append(part))
+    mlp(x)
+    assert calls == [part] * (part != "oscillating")  # whose vectors the gate reads, without a call
+    hook.remove()
+    assert mlp.steps.serves(x, *mlp.parts())
+    adapted = getattr(mlp, part)
+    adapted.__class__ = type("Adapted", (type(adapted),), {})
+    mlp.steps = None
+    mlp.prepare_steps()
+    assert mlp.steps is None
+
+
+@needs_compiler
+def test_vectors_that_do_not_lie_in_a_row_and_weights_without_a_count_take_the_dense_way():
+    model = tiny_model().eval()
+    mlp = model.transformer.h[0].mlp
+    mlp.sparse_gate.threshold = torch.tensor(0.5).expand(128)
+    mlp.prepare_steps()
+    assert mlp.steps is None
+    with torch.inference_mode():
+        model = tiny_model()
+        model.generate(torch.tensor([[1]]), 3)
+    assert model.transformer.h[0].mlp.steps is None
+
+
+@needs_compiler
+def test_torchs_default_dtype_changes_no_step():
+    model, prompt = tiny_model(), torch.tensor([[1, 2, 3]])
+    expected = model.generate(prompt, 5, temperature=0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(model.generate(prompt, 5, temperature=0), expected)
+        for block in model.transformer.h:
+            block.mlp.steps = None
+        assert torch.equal(model.generate(prompt, 5, temperature=0), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@needs_compiler
+def test_a_layer_without_its_mlp_generates():
+    model = tiny_model()
+    model.transformer.h[0].mlp = nn.Identity()
+    assert model.generate(torch.tensor([[1]]), 3).shape == (1, 4)
 
 
 @needs_compiler
@@ -287,11 +380,13 @@ def test_only_single_tokens_without_gradients_in_float32_take_the_event_driven_w
     model = tiny_model().eval()
     mlp, x = model.transformer.h[0].mlp, torch.randn(1, 1, 32)
     mlp.prepare_steps()
-    assert mlp.steps.serves(x) and not mlp.steps.serves(x.expand(1, 2, 32)) and not mlp.steps.serves(x.double())
+    assert mlp.steps.serves(x, *mlp.parts())
+    for other in (x.expand(1, 2, 32), x.double()):
+        assert not mlp.steps.serves(other, *mlp.parts())
     with torch.enable_grad():
-        assert not mlp.steps.serves(x)
+        assert not mlp.steps.serves(x, *mlp.parts())
     with torch.autocast("cpu", torch.bfloat16):
-        assert not mlp.steps.serves(x)
+        assert not mlp.steps.serves(x, *mlp.parts())
     model.double().generate(torch.tensor([[1]]), 3)
     assert mlp.steps is None
     model = tiny_model()
@@ -307,7 +402,7 @@ def test_weights_laid_out_under_autocast_serve_without_it():
     expected = mlp(x)
     with torch.autocast("cpu", torch.bfloat16):
         mlp.prepare_steps()
-    assert mlp.steps.serves(x)
+    assert mlp.steps.serves(x, *mlp.parts())
     torch.testing.assert_close(mlp(x), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -323,15 +418,6 @@ def test_without_a_kernel_the_dense_mlp_serves(monkeypatch):
     model = tiny_model()
     model.generate(torch.tensor([[1]]), 3)
     assert model.transformer.h[0].mlp.steps is None
-
-
-@pytest.mark.parametrize(("served", "expected"), [("Triton", "the card's"), ("plain torch: no Triton", None)])
-def test_a_card_is_served_by_triton_or_densely(monkeypatch, served, expected):
-    card = types.SimpleNamespace(EventMLPOnCard=lambda *modules: "the card's")
-    monkeypatch.setitem(sys.modules, "kernels.event_mlp_triton", card)
-    monkeypatch.setattr(oscillation, "backend", lambda device: served)
-    on_card = types.SimpleNamespace(weight=types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16))
-    assert event_mlp.prepare(on_card, on_card, None, None) == expected
 
 
 def test_a_soft_gate_has_nothing_to_prepare():

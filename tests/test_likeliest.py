@@ -94,3 +94,55 @@ def test_where_all_logits_count_none_is_left_out(monkeypatch):
     model.lm_head.weight *= 2
     model.generate(torch.tensor([[5, 6]]), 4, temperature=0)
     assert model.likeliest is not before
+
+
+# --- in a model ---
+
+
+def with_screened_head(monkeypatch, **changes):
+    """A tiny model whose head is screened, after a first generation."""
+    monkeypatch.setattr(likeliest, "LARGE", 0)
+    shape = {"block_size": 32, "vocab_size": 400, "n_layer": 1, "n_head": 2, "n_embd": 16}
+    model = GPT(GPTConfig(**shape | changes), seed=3)
+    model.generate(torch.tensor([[1, 2]]), 3, temperature=0)
+    assert model.likeliest is not None
+    return model
+
+
+def greedy(model, dense, monkeypatch):
+    monkeypatch.setattr(likeliest, "LARGE", 2**62 if dense else 0)
+    model.likeliest = None if dense else model.likeliest
+    return model.generate(torch.tensor([[1, 2]]), 8, temperature=0).tolist()
+
+
+def test_a_write_that_torch_does_not_count_is_seen_at_the_next_generation(monkeypatch):
+    model = with_screened_head(monkeypatch)
+    model.lm_head.weight.data.copy_(model.lm_head.weight.flip(0).clone())
+    assert greedy(model, False, monkeypatch) == greedy(model, True, monkeypatch)
+
+
+def test_a_head_that_is_replaced_or_has_a_bias_or_a_hook_is_called(monkeypatch):
+    model = with_screened_head(monkeypatch)
+    model.lm_head = nn.Linear(16, 400, bias=False)
+    assert greedy(model, False, monkeypatch) == greedy(model, True, monkeypatch)
+    model.lm_head = nn.Linear(16, 400)
+    model.lm_head.bias[7] = 100
+    assert greedy(model, False, monkeypatch)[0][2:] == [7] * 8
+    model = with_screened_head(monkeypatch)
+    model.lm_head.register_forward_hook(lambda _, __, y: torch.nn.functional.one_hot(torch.full(y.shape[:-1], 9), 400))
+    assert greedy(model, False, monkeypatch)[0][2:] == [9] * 8
+
+
+def test_a_vocabulary_cut_between_two_tokens_holds_at_once(monkeypatch):
+    model = with_screened_head(monkeypatch)
+    stream = model.stream(torch.tensor([[1, 2]]), 8, temperature=0)
+    next(stream), next(stream)
+    model.limit_sampling(10)
+    assert all(int(token) < 10 for token in stream)
+
+
+def test_a_model_made_in_inference_mode_generates(monkeypatch):
+    monkeypatch.setattr(likeliest, "LARGE", 0)
+    with torch.inference_mode():
+        model = GPT(GPTConfig(block_size=32, vocab_size=400, n_layer=1, n_head=2, n_embd=16))
+        assert model.generate(torch.tensor([[1, 2]]), 8, temperature=0).shape == (1, 10)

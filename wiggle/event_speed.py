@@ -73,7 +73,9 @@ def run_mlps(model: GPT, way: Way, inputs: list[Tensor], places: range) -> None:
 
 def pick(model: GPT, way: Way, x: Tensor) -> Tensor:
     """Draw an id (1, 1) for x, the input of lm_head."""
-    found = way.head(x, TOP_K) if way.head is not None and way.head.serves(x, TOP_K) else None
+    rows, found = model.sampled_vocab, None
+    if way.head is not None and way.head.serves(x, TOP_K, model.lm_head, rows):
+        found = way.head(x, TOP_K)
     logits, ids = found or (model.lm_head(x)[:, -1, : model.sampled_vocab], None)
     return pick_tokens(logits, 1.0, TOP_K, None, None, ids)
 
