@@ -66,17 +66,17 @@ study initial_scale --vary mlp=gelu,relu,relu2,swiglu,golu,studies/shapes.py:XEr
     --sweep learning_rate=7.5e-4,1.5e-3,3e-3,6e-3 --sweep c_fc_std=None,0.04,unit,0.16 --also c_fc_std=None \
     --max_iters=1500 --warmup_iters=150 --eval_interval=375
 
-# 8. Planned, not run: each arm is tuned over the rate and over the initial scales that initial_scale leaves. Narrow or
-#    widen them by its report first. Costs, in README.md, are from 80 s a run of 1.15M tokens at 0.8M parameters on a core.
+# 8. Planned, not run: each arm is tuned over the rate and over the initial scales at which most arms of initial_scale were
+#    best. Costs, in README.md, are from 80 to 100 s a run of 1.15M tokens at 0.8M parameters on a core.
 SCALES=unit,0.16
 
 # 8a. Which piece carries it, at the best initial scale? FullAgain is the A/A arm; bio is the oscillation with the gate.
 study ablation_best_scale --vary mlp=$A:Full,sintanh,$A:Frozen,$A:NoSine,$A:NoTanh,bio,studies/shapes.py:XErf,relu2,studies/another_draw.py:FullAgain \
-    --bio_gate=feature --seeds=13 --margin=0.01 --sweep learning_rate=1.5e-3,3e-3,6e-3 --sweep c_fc_std=$SCALES \
+    --bio_gate=feature --seeds=13 --margin=0.01 --finalists=3 --sweep learning_rate=1.5e-3,$RATES --sweep c_fc_std=$SCALES \
     --max_iters=1500 --warmup_iters=150 --eval_interval=375 --reuse=results/initial_scale/runs.jsonl
 
 # 8b. Optimizer and length: 3.84M tokens. Two studies, since the optimizers' rates lie apart: one grid of both would cost twice.
-LONGER=(--vary mlp=gelu,relu2,bio --seeds=8 --margin=0.01 --max_iters=5000 --warmup_iters=500 --eval_interval=625)
+LONGER=(--vary mlp=gelu,relu2,bio --seeds=8 --margin=0.01 --finalists=3 --max_iters=5000 --warmup_iters=500 --eval_interval=625)
 study optimizer_and_length_adamw "${LONGER[@]}" --sweep learning_rate=1.5e-3,3e-3,6e-3 --sweep c_fc_std=$SCALES
 study optimizer_and_length_muon "${LONGER[@]}" --sweep learning_rate=5e-3,1e-2,2e-2 --sweep c_fc_std=$SCALES --optimizer_type=muon
 
@@ -98,7 +98,7 @@ study larger "${SIZE[@]}" --seeds=2 --learning_rate=1e-3 --max_iters=4880 --warm
 RATE_ARMS=gelu,relu2,swiglu,bio+none,bio+feature+soft
 for rate in 0.5 0.25 0.15 0.08 0.04; do RATE_ARMS+=,bio+feature+hard+$rate; done
 EVENTS=(--vary "mlp+bio_gate+bio_event+bio_target_rate=$RATE_ARMS" --seeds=5 --margin=0.01 --finalists=3
-    --sweep learning_rate=7.5e-4,1.5e-3,3e-3,6e-3 --sweep c_fc_std=None,0.04,unit,0.16)
+    --sweep learning_rate=1.5e-3,3e-3,6e-3 --sweep c_fc_std=$SCALES)
 
 # 9a. In the setting of initial_scale, whose runs of gelu, relu2, swiglu and bio without gate are taken over.
 study event_rate "${EVENTS[@]}" --max_iters=1500 --warmup_iters=150 --eval_interval=375 --reuse=results/initial_scale/runs.jsonl
