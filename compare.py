@@ -17,11 +17,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiment.arms import parse_also, plan_arms, spell
+from experiment.arms import at_point, parse_also, plan_arms, spell
 from experiment.cluster import call_on_node, import_submitit, parse_slurm, submitted
+from experiment.contrasts import control_of
 from experiment.costs import count_costs, first_steps_alone, share_budget
 from experiment.executor import run_all
-from experiment.ledger import Ledger, Run, key_of_looks, make_run, record_look, swept_value
+from experiment.ledger import Ledger, Run, key_of, key_of_looks, make_run, record_look, settings_of, swept_value
 from experiment.notes import find_notes
 from experiment.own_neurons import notes_on_changed_neurons
 from experiment.processes import Task
@@ -137,7 +138,26 @@ def plan_study(argv: list[str]) -> Study:
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // max(1, options.jobs)))
     if slurm:
         threads = slurm.cpus
-    return Study(options, words, arms, swept, also, out_dir, seeds, threads, slurm)
+    study = Study(options, words, arms, swept, also, out_dir, seeds, threads, slurm)
+    check_arms(study)
+    return study
+
+
+def check_arms(study: Study) -> None:
+    """Raise UserError where an arm has no control, two arms are one and the same run, or are judged on other texts."""
+    known = {}
+    for arm in study.arms:
+        control_of(study, arm)
+        key = key_of(settings_of(arm.config, arm.neuron, {"dataset": arm.config.dataset}))
+        if (other := known.setdefault(key, arm)) is not arm:
+            raise UserError(f"{other.name} and {arm.name} are the same run: neither reads what is varied between them")
+    configs = [at_point(arm.config, study.swept, point) for arm in study.arms for point in study.points]
+    sizes = {config.block_size for config in configs}
+    if len(sizes) > 1 and any(VALIDATION_BLOCK % size for size in sizes):
+        spelled = ", ".join(map(str, sorted(sizes)))
+        raise UserError(
+            f"block_size {spelled}: each must divide {VALIDATION_BLOCK}, the unit of the validation's halves"
+        )
 
 
 def prepare_data(study: Study) -> dict[str, Dataset]:
@@ -254,7 +274,8 @@ def folder_to_keep(study: Study, run: Run) -> Path | None:
     if not study.options.keep or run.stage != "reporting":
         return None
     point = map(spell, run.point) if study.also else ()  # an arm may be reported at two points
-    return study.out_dir / "kept" / "-".join([run.arm.name, str(run.seed), *point])
+    name = "-".join([run.arm.name.replace(os.sep, "_"), str(run.seed), *point])
+    return study.out_dir / "kept" / f"{name}-{run.key[:8]}"  # the key: another setting's run is another folder
 
 
 # --- report: what came of it, and what a reader must be warned of ---
@@ -347,8 +368,7 @@ def compare(study: Study, argv: list[str]) -> None:
     notes = find_notes(study, ledger, comparisons, looked_at)
     for line in report.write(study, comparisons, tunings, notes, argv):
         print_line(line)
-    if not (failed or study.options.report):
-        record_look(study, ledger, looked_at)
+    record_look(study, ledger, looked_at)
     if failed:
         raise UserError(f"{len(failed)} runs failed, the others are kept: the same command tries them again")
 

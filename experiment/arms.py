@@ -1,6 +1,7 @@
 """The arms of an experiment: settings that are resolved as train.py would, and proved to differ in one key alone."""
 
 import functools
+import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,11 +20,14 @@ BYSTANDERS |= {"wandb_log", "wandb_project", "wandb_run_name", "wandb_group", "w
 BYSTANDERS |= {"final_sample", "max_blowup", "backend", "parallel"}
 BYSTANDERS |= {*HISTORIC, "bio_compartments"}
 JUDGES = {"seed", "eval_iters", "eval_interval"}
+# Keys by which a step's parameters, FLOPs or tokens change
+PRICED = {"batch_size", "tokens_per_step", "gradient_accumulation_steps", "block_size", "n_layer", "n_embd", "n_head"}
+PRICED |= {"dendritic_branches"}
 
 
 def spell(value: object) -> str:
     """A setting's value as a flag spells it."""
-    return f"{value:g}" if type(value) in (int, float) else str(value)
+    return f"{value:g}" if type(value) is float and float(f"{value:g}") == value else str(value)
 
 
 def parse_varied(text: str) -> tuple[str, list[str]]:
@@ -108,9 +112,10 @@ def unread(config: TrainConfig, neuron: Neuron | None) -> set[str]:
         keys = {"bio_event", "bio_target_rate"}
     else:
         keys = {"bio_threshold" if config.bio_event == "hard" else "bio_target_rate"}
-    keys |= {"c_fc_std"} if stands_for_mlp(neuron) else set()
-    dendritic = {"dendritic_branches", "dendritic_beta", "dendritic_beta_init"}
-    return keys if config.mlp == "dendritic" else keys | dendritic
+    keys |= set() if config.mlp == "dendritic" else {"dendritic_branches", "dendritic_beta", "dendritic_beta_init"}
+    if neuron is not None and "config" in inspect.signature(neuron.build).parameters:
+        keys = set()  # it may look at any of them
+    return keys | ({"c_fc_std"} if stands_for_mlp(neuron) else set())
 
 
 def plan_arms(
@@ -141,6 +146,10 @@ def plan_arms(
         raise UserError("mlp makes an arm of its own: vary it")
     if {"max_iters", "lr_decay_iters", "warmup_iters"} & {*varied, *swept} and match != "steps":
         raise UserError(f"--match={match} sets the number of steps: it cannot be varied or swept")
+    if match != "steps" and (priced := PRICED & set(swept)):
+        raise UserError(f"{min(priced)} changes what a step costs: with --match={match} it cannot be swept")
+    if any("dataset" in keys and len(keys) > 1 for keys, _ in together):
+        raise UserError("vary dataset by itself, for losses on two texts are not comparable")
     arms = build_arms(together, words, on_machine)
     if len(arms) < 2 or (control or arms[0].name) not in [arm.name for arm in arms]:
         names = ", ".join(arm.name for arm in arms)
@@ -201,8 +210,10 @@ def size_of(key: str, value: object, config: TrainConfig) -> float | None:
 
 def at_edge(study: Study, arm: Arm, point: Point) -> list[str]:
     """The swept keys whose value at this point is the smallest or the largest of the sweep."""
-    keys = []
+    keys, passed_over = [], unread(arm.config, arm.neuron)
     for (key, values), value in zip(study.swept.items(), point, strict=True):
+        if key in passed_over:
+            continue
         sizes = [size_of(key, v, arm.config) for v in values]
         if None not in sizes and len(sizes) > 1 and size_of(key, value, arm.config) in (min(sizes), max(sizes)):
             keys.append(key)

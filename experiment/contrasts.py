@@ -7,8 +7,10 @@ with 2 layers is judged against gelu with 2 layers. An interaction is then a dif
 
 from dataclasses import dataclass
 
+from experiment.arms import parse_together
 from experiment.statistics import Difference, interaction, judge, paired
 from experiment.study import Arm, ArmResult, Study
+from wiggle.errors import UserError
 
 INTERACTION_VERDICTS = {"better": "gains more", "worse": "gains less"}  # of the arm at this level than at the first
 
@@ -33,22 +35,27 @@ def level_key(study: Study) -> str | None:
     """
     The varied key each of whose values has a control of its own; None where one control serves all arms.
 
-    That is the dataset where it is varied, since losses on two texts are not comparable, and else the second of two
-    keys, unless --control names one arm for all or some arm's model does not read that key.
+    That is the dataset where it is varied, since losses on two texts are not comparable, and else the key of the second
+    --vary, unless that names several, --control names one arm for all, or some arm's model does not read that key.
     """
-    keys = list(study.arms[0].settings)
-    if "dataset" in keys:
+    if "dataset" in study.arms[0].settings:
         return "dataset"
-    full_grid = len(keys) == 2 and all(list(arm.settings) == keys for arm in study.arms)
-    return keys[1] if full_grid and study.options.control is None else None
+    if len(study.options.vary) < 2 or study.options.control is not None:
+        return None
+    keys, _ = parse_together(study.options.vary[1])
+    return keys[0] if len(keys) == 1 and all(keys[0] in arm.settings for arm in study.arms) else None
 
 
 def control_of(study: Study, arm: Arm) -> Arm:
-    """The arm that this one is judged against: itself where it is a control."""
+    """The arm that this one is judged against: itself where it is a control. Raises UserError where there is none."""
     key = level_key(study)
     level = {key: arm.settings[key]} if key else {}
     wanted = study.arms[0].settings | level
-    return next(other for other in study.arms if other.settings == wanted)
+    control = next((other for other in study.arms if other.settings == wanted), None)
+    if control is None:
+        missing = f"{study.arms[0].name} with {key}={arm.settings[key]}"
+        raise UserError(f"{arm.name} has no control, which would be {missing}: vary a full grid, or name a --control")
+    return control
 
 
 def pair_with_controls(study: Study, results: list[ArmResult]) -> list[tuple[ArmResult, ArmResult]]:

@@ -96,6 +96,7 @@ def time_arms(study: Study, identities: dict[str, dict], ledger: Ledger) -> dict
     missing = [arm for arm in study.arms if not ledger.get("timing", keys[arm.name])]
     if missing and not study.options.report:
         control = study.arms[0]
+        base = (ledger.get("timing", keys[control.name]) or {}).get("ratio", 1.0)  # to the first control of the ledger
         arms = [control, *(arm for arm in missing if arm is not control)]
         print_line(f"timing    {', '.join(arm.name for arm in arms)}, by turns")
         found = first_steps_alone(study, [(arm.config, arm.neuron) for arm in arms], ROUNDS, "timing")
@@ -103,8 +104,8 @@ def time_arms(study: Study, identities: dict[str, dict], ledger: Ledger) -> dict
         for arm in missing:
             if {arm.name, control.name} <= set(rounds):
                 ms = statistics.median(rounds[arm.name])
-                ratio = ms / statistics.median(rounds[control.name])
-                error = standard_error_of_ratio(rounds[arm.name], rounds[control.name])
+                ratio = base * ms / statistics.median(rounds[control.name])
+                error = base * standard_error_of_ratio(rounds[arm.name], rounds[control.name])
                 ledger.add("timing", keys[arm.name], arm=arm.name, ms=ms, ratio=ratio, ratio_error=error)
     records = {name: ledger.get("timing", key) or {} for name, key in keys.items()}
     return {

@@ -123,7 +123,8 @@ def key_of_looks(study: Study, identities: dict[str, dict], by_file: bool = Fals
 
 
 def record_look(study: Study, ledger: Ledger, looked_at: str) -> None:
-    """Keep how many seeds a finished report of these arms had, so that a later one can tell."""
-    seeds, looks = len(study.seeds["reporting"]), ledger.get("looks", looked_at) or {"seeds": []}
+    """Keep how many seeds a report of these arms had, so that a later one can tell."""
+    written = Ledger(ledger.path)  # to which --report may have added while runs went on
+    seeds, looks = len(study.seeds["reporting"]), written.get("looks", looked_at) or {"seeds": []}
     if seeds not in looks["seeds"]:
         ledger.add("looks", looked_at, seeds=[*looks["seeds"], seeds])

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from experiment.arms import at_edge, spell
+from experiment.arms import PRICED, at_edge, spell
 from experiment.contrasts import control_of, level_key, pair_with_controls
 from experiment.ledger import Ledger, settings_of
 from experiment.nonlinearity import notes_on_starts
@@ -18,6 +18,8 @@ def find_notes(study: Study, ledger: Ledger, comparisons: list[Comparison], look
     if level_key(study) == "dataset" and not pair_with_controls(study, comparisons[0].results):
         notes.append("losses on different texts are not comparable, so no dataset gets a verdict: vary another key too")
     notes += notes_on_budget(study, comparisons[0])
+    if priced := " and ".join(sorted(PRICED & set(study.swept))):
+        notes.append(f"parameters, FLOPs and times are at the command's own {priced}, and not at what was swept")
     notes += notes_on_folder(study, ledger, looked_at)
     notes += notes_on_changed_neurons(study, ledger)
     return notes + [
@@ -82,10 +84,10 @@ def notes_on_folder(study: Study, ledger: Ledger, looked_at: str) -> list[str]:
     others = sorted({record["arm"] for record in reporting if not any(is_of(record, arm) for arm in study.arms)})
     notes = [f"{ledger.path.name} holds reporting runs of other arms too: {', '.join(others)}"] if others else []
     looks = ledger.get("looks", looked_at) or {"seeds": []}
-    fewer = [str(seeds) for seeds in looks["seeds"] if seeds < len(study.seeds["reporting"])]
-    if fewer:
+    others = [str(seeds) for seeds in looks["seeds"] if seeds != len(study.seeds["reporting"])]
+    if others:
         notes.append(
-            f"these arms were judged with {' and '.join(fewer)} seeds before: seeds that are added after a look make "
-            "false verdicts more frequent than 5 % (five looks make them about 15 %)"
+            f"these arms were judged with {' and '.join(others)} seeds before: a number of seeds that is changed after "
+            "a look makes false verdicts more frequent than 5 % (five looks make them about 15 %)"
         )
     return notes

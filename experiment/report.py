@@ -27,7 +27,8 @@ JUDGING = (
 )
 LOOKS = (
     "All of this holds for a number of seeds that was fixed before the first look. To look and add seeds inflates "
-    "errors: five looks, after 3, 6, 9, 12 and 15 seeds, make 5 % into 15 %. Earlier looks are noted at the top."
+    "errors: five looks, after 3, 6, 9, 12 and 15 seeds, make 5 % into 15 %. Earlier looks at these arms, with this "
+    "sweep and in this folder, are noted at the top."
 )
 COSTING = (
     "FLOPs a token are 6 a parameter and attention's; an activation's are 3 for each operation of its equation on each "

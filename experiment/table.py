@@ -84,7 +84,8 @@ def judged(contrast: Contrast | None) -> dict:
     """The difference to the control as columns; None: of an arm that is judged against nothing."""
     d = contrast.difference if contrast else Difference()
     verdict = contrast.verdict if contrast else d.verdict
-    return {"difference": d.mean, "low": d.low, "high": d.high, "p": d.p, "p_holm": d.p_holm, "verdict": verdict}
+    columns = {"difference": d.mean, "low": d.low, "high": d.high, "p": d.p, "p_holm": d.p_holm}
+    return columns | {"p_equivalent": d.p_equivalent, "verdict": verdict}
 
 
 def is_arm(line: dict) -> bool:

@@ -29,11 +29,16 @@ class Tuning:
         return min((point for point in fits if self.mean(point) < float("inf")), key=self.mean, default=None)
 
     def lead(self) -> list[float]:
-        """By how much the best point is ahead of the second best, by tuning seed; [] where there is no second."""
+        """
+        By how much the best point is ahead of the second best, by tuning seed; [] where there is no second.
+
+        Points that differ in a key which the arm does not read are one: they have the same losses.
+        """
         ranked = sorted((point for point in self.losses if self.mean(point) < float("inf")), key=self.mean)
-        if len(ranked) < 2:
+        distinct = list(dict.fromkeys(tuple(self.losses[point]) for point in ranked))
+        if len(distinct) < 2:
             return []
-        best, second = (self.losses[point] for point in ranked[:2])
+        best, second = distinct[:2]
         return [behind - ahead for ahead, behind in zip(best, second, strict=True)]
 
 
@@ -74,17 +79,22 @@ def final_runs(study: Study, ledger: Ledger, runs: list[Run]) -> list[Run]:
     for run in opening:
         record = ledger.finished(run)
         if record and record["loss"] is not None:
-            losses[run.arm.name][run.point] = record["loss"]
+            losses[run.arm.name][run.point] = record["loss"], run.key
     chosen = {name: finalists(study, found) for name, found in losses.items()}
     return opening + [run for run in runs[len(opening) :] if run.point in chosen[run.arm.name]]
 
 
-def finalists(study: Study, losses: dict[Point, float]) -> set[Point]:
-    """The points that go on, from an arm's losses with the first tuning seed."""
+def finalists(study: Study, losses: dict[Point, tuple[float, str]]) -> set[Point]:
+    """
+    The points that go on, from an arm's (loss, run's key) with the first tuning seed.
+
+    Points of one key, which differ in what the arm does not read, are one run: they go on together, and count once.
+    """
     chosen = set()
     for place in (None, *study.also):
         fits = [point for point in losses if place is None or point[list(study.swept).index(place[0])] == place[1]]
-        chosen.update(sorted(fits, key=losses.get)[: study.options.finalists])
+        ranked = list(dict.fromkeys(losses[point] for point in sorted(fits, key=losses.get)))
+        chosen.update(point for point in fits if losses[point] in ranked[: study.options.finalists])
     return chosen
 
 

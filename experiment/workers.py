@@ -126,7 +126,7 @@ def train_and_judge(config: TrainConfig, neuron: Neuron | None, stage: str, keep
             os.replace(Path(config.out_dir, name), Path(keep, name))
     logged = [line for line in result.history if "ms" in line]
     return {
-        "loss": losses.mean(),
+        "loss": float(np.average(losses, weights=data.targets("val", starts))),
         "train_loss": result.train_loss,
         "peak_mb": logged[0]["peak_mb"] - round(before),  # before the first evaluation, whose batches are larger
         "skipped": logged[-1]["skipped"],

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from experiment.markdown import grid
+from experiment.markdown import grid, number
 from experiment.statistics import ALPHA, holm
 from wiggle import errors
 from wiggle.errors import UserError
@@ -27,17 +27,27 @@ def read_tests(folders: list[Path]) -> list[dict]:
                 lines = [line for line in csv.DictReader(file) if line["p_holm"]]
             report = folder.name + path.stem.removeprefix("table")
             for line in lines:
-                tests.setdefault((line["difference"], line["p"]), line | {"report": report})
+                alike = (line["difference"], line["p"]) if line["difference"] else (report, line["arm"])
+                tests.setdefault(alike, line | {"report": report})
     return list(tests.values())
 
 
 def correct_together(tests: list[dict]) -> list[dict]:
     """Add to each test its p after Holm over all of them, and the verdict that is left."""
     corrected = [p for p, _ in holm([float(test["p"]) for test in tests])]
+    # Equivalence is a family of its own. Its p are corrected within their reports already, which errs on the safe side.
+    margins = [test for test in tests if test.get("p_equivalent")]
+    equivalent = [p for p, _ in holm([float(test["p_equivalent"]) for test in margins])]
+    by_test = {id(test): p for test, p in zip(margins, equivalent, strict=True)}
     return [
-        test | {"p_family": p, "left": test["verdict"] if p < ALPHA else "inconclusive"}
+        test | {"p_family": p, "left": left_of(test["verdict"], p, by_test.get(id(test), 1.0))}
         for test, p in zip(tests, corrected, strict=True)
     ]
+
+
+def left_of(verdict: str, p: float, p_equivalent: float) -> str:
+    """The verdict that is left of a test, by its corrected p, or that of equivalence."""
+    return verdict if (p_equivalent if verdict == "equivalent" else p) < ALPHA else "inconclusive"
 
 
 @errors.script
@@ -51,10 +61,12 @@ def main(argv: list[str] | None = None) -> None:
     for test in tests:
         p = [f"{float(test[key]):.2g}" for key in ("p", "p_holm", "p_family")]
         left = test["left"] if test["left"] == test["verdict"] else f"**{test['left']}**"
-        rows.append([test["report"], test["arm"], f"{float(test['difference']):+.4f}", *p, test["verdict"], left])
+        difference = number(float(test["difference"] or "nan"), "+.4f")
+        rows.append([test["report"], test["arm"], difference, *p, test["verdict"], left])
     print("\n".join(grid(header, rows)))
     dropped = sum(test["left"] != test["verdict"] for test in tests)
-    print(f"\n{len(tests)} tests; of {sum(float(t['p_holm']) < ALPHA for t in tests)} verdicts {dropped} are dropped.")
+    verdicts = sum(test["verdict"] != "inconclusive" for test in tests)
+    print(f"\n{len(tests)} tests; of {verdicts} verdicts {dropped} are dropped.")
 
 
 if __name__ == "__main__":

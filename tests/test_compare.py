@@ -157,7 +157,8 @@ def test_the_same_model_under_two_names_is_inconclusive(words, tmp_path, relu):
 def test_the_reported_loss_is_of_the_last_weights_on_the_other_half(words, tmp_path):
     table = experiment(words, tmp_path / "out", "--keep", seeds=1)
     config = resolve(words, [], [])
-    model = workers.checkpoint.load_model(tmp_path / "out" / "kept" / "gelu-1337")[0]  # best, and so last here
+    (kept,) = (tmp_path / "out" / "kept").glob("gelu-1337-*")
+    model = workers.checkpoint.load_model(kept)[0]  # best, and so last here
     data = Dataset(config.data_dir + "/long", config.block_size, 0)
     data.check_ids(model.config.vocab_size)
     starts = [256 * 16 + 16 * i for i in range(256)]
@@ -274,6 +275,22 @@ def test_a_diverged_run_is_an_outcome(words, tmp_path, monkeypatch):
     assert "diverged with seed 1337" in (tmp_path / "high" / "report.md").read_text()
 
 
+def test_a_varied_key_that_no_arm_reads_is_refused(words, capsys):
+    assert "none and feature are the same run" in refused(capsys, [*words, "--vary=bio_gate=none,feature"])
+
+
+def test_block_sizes_that_part_the_validation_text_otherwise_are_refused(words, capsys):
+    assert "block_size 12, 16: each must divide 4096" in refused(capsys, [*words, "--vary=block_size=12,16"])
+
+
+def test_a_report_with_other_seeds_names_the_looks_before(words, tmp_path, calls):
+    experiment(words, tmp_path / "out", seeds=2)
+    experiment(words, tmp_path / "out", "--report", seeds=1)
+    assert "were judged with 2 seeds before" in (tmp_path / "out" / "report.md").read_text()
+    experiment(words, tmp_path / "out", seeds=2)
+    assert "were judged with 1 seeds before" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_report_alone_runs_nothing(words, tmp_path, calls):
     experiment(words, tmp_path / "out", seeds=1)
     (tmp_path / "out" / "report.md").unlink()
@@ -314,7 +331,8 @@ def test_keeping_of_finished_runs_is_said_not_to_be_done(words, tmp_path, capsys
     experiment(words, tmp_path / "out", seeds=1)
     experiment(words, tmp_path / "out", "--keep", seeds=2)
     assert "2 reporting runs were finished before: --keep has nothing of theirs" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "out" / "kept").iterdir()) == ["gelu-1338", "relu-1338"]
+    kept = sorted(path.name.rpartition("-")[0] for path in (tmp_path / "out" / "kept").iterdir())
+    assert kept == ["gelu-1338", "relu-1338"]
     experiment(words, tmp_path / "out", "--keep", seeds=2)
     assert "2 reporting runs were finished before" in capsys.readouterr().out
 

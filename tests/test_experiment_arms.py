@@ -1,10 +1,12 @@
 """Which comparisons are isolated, which are refused, and what a sweep ranges over."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from experiment.arms import at_edge, parse_also, plan_arms, resolve, spell
 from experiment.study import Arm, Study
-from experiment.tuning import Tuning
+from experiment.tuning import Tuning, finalists
 from train import TrainConfig
 from wiggle.errors import UserError
 
@@ -92,6 +94,8 @@ def test_keys_that_are_varied_together_make_an_arm_of_each_value():
         (BOTH, {"sweep": ["max_iters=5,6"], "match": "time"}, "--match=time sets the number of steps"),
         (["warmup_iters=5,6"], {"match": "flops"}, "--match=flops sets the number of steps"),
         (["mlp=gelu,"], {}, "not of the form KEY=A,B"),
+        (BOTH, {"sweep": ["batch_size=8,16"], "match": "flops"}, "batch_size changes what a step costs"),
+        (["mlp+dataset=gelu+a,bio+b"], {}, "vary dataset by itself"),
     ],
 )
 def test_what_is_no_experiment_is_refused_in_a_sentence(vary, more, message):
@@ -123,6 +127,12 @@ def test_values_of_a_sweep_are_numbers_in_their_order_or_words_as_given():
         "lr_schedule": ["wsd", "cosine"],
     }
     assert [spell(value) for value in (1e-3, None, "unit", 5, True)] == ["0.001", "None", "unit", "5", "True"]
+
+
+def test_values_are_spelled_as_a_flag_reads_them():
+    assert list(map(spell, (1048576, 0.003, 0.0012345678, 1.0, None, "unit"))) == [
+        *("1048576", "0.003", "0.0012345678", "1", "None", "unit")
+    ]
 
 
 def edges(point, **swept):
@@ -165,3 +175,16 @@ def test_the_best_point_has_the_lowest_finite_mean():
     assert Tuning({(1.0,): [1.0, 2.0], (2.0,): [1.5, 3.0], (3.0,): [9.0, inf]}).lead() == [0.5, 1.0]
     assert Tuning({(1.0,): [1.0], (2.0,): [inf]}).lead() == []
     assert Tuning({(1.0,): [inf]}).best() is None and Tuning({}).best() is None
+
+
+def test_finalists_that_are_one_run_count_once():
+    study = SimpleNamespace(options=SimpleNamespace(finalists=2), also=[], swept={"learning_rate": [], "beta": []})
+    losses = {
+        (0.1, 1): (1.0, "a"),
+        (0.1, 2): (1.0, "a"),
+        (0.2, 1): (1.1, "b"),
+        (0.2, 2): (1.1, "b"),
+        (0.3, 1): (2, "c"),
+    }
+    assert finalists(study, losses) == {(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)}
+    assert Tuning({(1,): [1.0, 1.2], (2,): [1.0, 1.2], (3,): [1.5, 1.4]}).lead() == pytest.approx([0.5, 0.2])

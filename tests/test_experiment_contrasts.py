@@ -7,13 +7,15 @@ from experiment.contrasts import control_of, level_key, make_contrasts
 from experiment.study import Arm, ArmCost, ArmResult, Study
 from tests.test_experiment_report import study_of
 from train import TrainConfig
+from wiggle.errors import UserError
 
 
-def grid_study(cells, control=None, seeds=4):
+def grid_study(cells, control=None, seeds=4, vary=None):
     """A Study whose arms have these settings, the first one the control, and no runs."""
     arms = [Arm(" ".join(map(str, settings.values())), settings, TrainConfig()) for settings in cells]
     options = study_of("", {"gelu": []}).options
-    options = type(options)(**vars(options) | {"control": control, "margin": None})
+    vary = vary or [f"{key}=a,b" for key in max(cells, key=len)]
+    options = type(options)(**vars(options) | {"control": control, "margin": None, "vary": vary})
     return Study(options, [], arms, {}, [], None, {"reporting": range(seeds)}, 1)
 
 
@@ -36,6 +38,19 @@ def controls(study):
 def test_each_value_of_the_second_key_has_its_own_control():
     study = grid_study(grid(["gelu", "relu2"], [1, 2]))
     assert controls(study) == ["gelu 1", "gelu 2", "gelu 1", "gelu 2"]
+
+
+def test_keys_varied_together_are_one_side_of_a_grid():
+    cells = [{"mlp": a, "c_fc_std": b, "n_layer": c} for a, b in (("gelu", 0.02), ("relu2", 0.1)) for c in (1, 2)]
+    assert controls(grid_study(cells, vary=["mlp+c_fc_std=a,b", "n_layer=1,2"])) == ["gelu 0.02 1", "gelu 0.02 2"] * 2
+    flat = [{"mlp": "gelu", "n_layer": 2}, {"mlp": "relu2", "n_layer": 2}, {"mlp": "gelu", "n_layer": 4}]
+    assert controls(grid_study(flat, vary=["mlp+n_layer=a,b"])) == ["gelu 2"] * 3
+
+
+def test_a_level_without_its_control_is_refused():
+    study = grid_study(grid(["gelu", "relu2"], [1, 2])[:1] + grid(["relu2"], [1, 2]))
+    with pytest.raises(UserError, match="relu2 2 has no control, which would be gelu 1 with n_layer=2"):
+        controls(study)
 
 
 def test_a_control_that_is_named_serves_all_arms():

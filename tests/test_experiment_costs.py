@@ -1,14 +1,20 @@
 """What an arm costs: operations of its activation, and how sure a ratio of times is."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from experiment import costs
 from experiment.costs import activation_flops_per_token, operations_of, standard_error_of_ratio
+from experiment.ledger import Ledger
+from experiment.study import Arm
 from kernels.activations import ACTIVATIONS
 from model_bio import GPT, GPTConfig
+from tests.test_experiment_report import study_of
+from train import TrainConfig
 
 # As the equations are written, by hand: +, -, ·, /, max, exp, sin, cos, tanh, erf and root count one each.
 BY_HAND = {
@@ -50,3 +56,13 @@ def test_the_error_of_a_ratio_is_that_of_its_mean_over_rounds():
     assert standard_error_of_ratio([20.0, 22.0, 21.0], [10.0, 10.0, 10.0]) == pytest.approx(0.1 / np.sqrt(3))
     assert standard_error_of_ratio([20.0, 40.0], [10.0, 20.0]) == 0  # a machine that was slow for both tells nothing
     assert math.isnan(standard_error_of_ratio([20.0], [10.0]))
+
+
+def test_ratios_of_one_ledger_have_one_base_whatever_the_control_was(tmp_path, monkeypatch):
+    ms = {"gelu": 10.0, "bio": 20.0, "relu2": 11.0}
+    monkeypatch.setattr(costs, "first_steps_alone", lambda study, models, *a: [([], [ms[c.mlp]]) for c, _ in models])
+    ledger, study = Ledger(tmp_path / "runs.jsonl"), study_of("", {"gelu": []})
+    for names in (["gelu", "bio"], ["bio", "relu2"]):
+        arms = [Arm(name, {"mlp": name}, TrainConfig(mlp=name)) for name in names]
+        timed = costs.time_arms(dataclasses.replace(study, arms=arms), {TrainConfig().dataset: {}}, ledger)
+    assert [timed[name][1] for name in ("bio", "relu2")] == pytest.approx([2.0, 1.1])

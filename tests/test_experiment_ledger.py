@@ -2,6 +2,8 @@
 
 import json
 
+from torch import nn
+
 from experiment.arms import Neuron, resolve
 from experiment.ledger import Ledger, key_of, make_run, settings_of, swept_value
 from experiment.study import Arm, Study
@@ -24,8 +26,8 @@ def test_a_runs_key_is_of_what_changes_its_outcome():
         key("--c_fc_std=0.04"),
         key("--c_fc_std=unit"),
         key(data="b"),
-        key(neuron=Neuron("a.py:A", "1", None)),
-        key(neuron=Neuron("a.py:A", "2", None)),
+        key(neuron=Neuron("a.py:A", "1", nn.Identity)),
+        key(neuron=Neuron("a.py:A", "2", nn.Identity)),
     ]
     assert len({key(), *others}) == 1 + len(others)
 
@@ -74,3 +76,15 @@ def test_a_record_counts_only_where_its_settings_are_the_runs(tmp_path):
     assert ledger.finished(run) is None
     ledger.add("reporting", run.key, settings={k: v for k, v in run.settings.items() if k != "beta2"})
     assert ledger.finished(run)
+
+
+class Branchy(nn.Module):
+    def __init__(self, features, config):
+        super().__init__()
+
+
+def test_a_neuron_that_is_given_the_config_may_read_any_key_of_it():
+    plain, branchy = (Neuron("a.py:A", "1", build) for build in (nn.Identity, Branchy))
+    two, four = (TrainConfig(mlp="a.py:A", dendritic_branches=branches) for branches in (2, 4))
+    assert key_of(settings_of(two, plain, {})) == key_of(settings_of(four, plain, {}))
+    assert key_of(settings_of(two, branchy, {})) != key_of(settings_of(four, branchy, {}))

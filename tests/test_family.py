@@ -10,10 +10,10 @@ from studies import family
 def write_table(folder, lines, name="table.csv"):
     folder.mkdir(exist_ok=True)
     with open(folder / name, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["arm", "difference", "p", "p_holm", "verdict"])
+        writer = csv.DictWriter(file, ["arm", "difference", "p", "p_holm", "verdict", "p_equivalent"], restval="")
         writer.writeheader()
         for line in lines:
-            writer.writerow(dict(zip(writer.fieldnames, line, strict=True)))
+            writer.writerow(dict(zip(writer.fieldnames, line, strict=False)))
 
 
 def test_the_family_is_corrected_as_one_and_a_repeated_test_counts_once(tmp_path, capsys):
@@ -38,6 +38,18 @@ def test_a_verdict_that_the_family_does_not_bear_is_dropped(tmp_path, capsys):
     )
     family.main([str(tmp_path / "a")])
     assert "| better | **inconclusive** |" in capsys.readouterr().out
+
+
+def test_equivalence_is_corrected_by_its_own_p_and_arms_without_a_difference_count_each(tmp_path, capsys):
+    sure, unsure = ("0.001", "0.4", "0.4", "equivalent", "0.01"), ("0.002", "0.3", "0.3", "equivalent", "0.04")
+    diverged = ("", "0.03", "0.03", "worse")
+    write_table(tmp_path / "a", [("silu", *sure), ("mish", *unsure), ("gcu", *diverged), ("snake", *diverged)])
+    write_table(tmp_path / "b", [("silu", "0.003", "0.5", "0.5", "equivalent", "0.03")])
+    family.main([str(tmp_path / name) for name in ("a", "b")])
+    out = capsys.readouterr().out
+    assert "| a | silu | +0.0010 | 0.4 | 0.4 | 0.9 | equivalent | equivalent |" in out
+    assert "| a | mish | +0.0020 | 0.3 | 0.3 | 0.9 | equivalent | **inconclusive** |" in out
+    assert "| a | snake | – | 0.03 |" in out and "5 tests; of 5 verdicts 4 are dropped." in out
 
 
 def test_folders_without_reports_are_refused(tmp_path, capsys):
