@@ -535,7 +535,7 @@ class GPT(nn.Module):
             raise ValueError(f"block_size={block_size} must lie in 1..{self.config.block_size}, the model's own")
         self.config.block_size = block_size
         if self.config.position == "learned":
-            self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size])
+            self.transformer.wpe.weight = nn.Parameter(self.transformer.wpe.weight[:block_size].detach().clone())
             self.transformer.wpe.num_embeddings = block_size
         elif self.config.position == "rope":
             self.rope_cos, self.rope_sin = self.rope_cos[:block_size], self.rope_sin[:block_size]

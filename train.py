@@ -113,6 +113,9 @@ def train(config: TrainConfig, neuron: BuildNeuron | None = None) -> TrainResult
                 raise
             settings = setup.config if run is setup else run.resolved
             advice = out_of_memory_advice(settings, setup.model, setup.machine.device, setup.machine.dtype)
+        finally:
+            if run is not setup:
+                run.log.close()  # an open one at Weights & Biases would receive the next run's numbers
         raise UserError(advice)  # outside the except clause, whose error would keep the failed step's tensors alive
 
 
@@ -157,7 +160,8 @@ def prepare(config: TrainConfig, neuron: BuildNeuron | None) -> Setup:
         config = with_shape_of_weights(config, resumed)
     elif config.init_from != "scratch":
         model, vocabulary = load_start(config, neuron, say)
-        config = replace(config, **model_args(model.config))
+        with errors.plausible(f"the shape of {config.init_from}"):
+            config = replace(config, **model_args(model.config))
     if here.first:
         prepare_missing(config, say)
     connected = connect(config.backend, machine.device)

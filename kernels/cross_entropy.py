@@ -86,7 +86,7 @@ def _loss_and_gradients(
     weight = weight.to(dtype)
     grad_x = torch.empty_like(x)
     grad_weight = torch.zeros_like(weight, dtype=torch.float32)
-    total = torch.zeros((), device=x.device)
+    total = torch.zeros((), device=x.device, dtype=torch.float32)
     differentiate = (_load_kernel() if x.device.type == "cuda" else None) or _differentiate_plain
     size = rows_at_once(x.device, weight.shape[0], dtype)
     for rows, ids, grad_rows in zip(*(t.split(size) for t in (x, targets, grad_x)), strict=True):

@@ -120,7 +120,9 @@ def _choose_kernel(x: Tensor) -> Callable:
     """The kernel for x. Inside _Oscillation, gradients are on only where a second derivative is wanted."""
     if torch.compiler.is_compiling():
         return _run_compiled
-    return run_plain if x.dtype == torch.float64 or torch.is_grad_enabled() else _load_kernel(x.device.type)[0]
+    # A subclass, such as a fake tensor, may have no numbers where a kernel would read them.
+    plain = x.dtype == torch.float64 or torch.is_grad_enabled() or type(x) not in (Tensor, torch.nn.Parameter)
+    return run_plain if plain else _load_kernel(x.device.type)[0]
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import torch
 
 from kernels import attention, c_library
 from kernels.attention import attend, attend_step, serves_step
+from model_bio import GPT, GPTConfig
 
 pytestmark = pytest.mark.skipif(c_library.find_compiler() is None, reason="no C compiler")
 SIZES = ((3, 64, 4, 32), (2, 1, 2, 8), (2, 37, 3, 10), (1, 300, 1, 128), (2, 17, 1, 48), (1, 9, 2, 2))  # B, T, H, D
@@ -167,3 +168,13 @@ def test_shapes_that_do_not_fit_are_refused():
         attend(qkv, 5)
     with pytest.raises(ValueError, match=r"sin: expected \(5, 4\) for qkv \(2, 5, 72\), received \(4, 4\)"):
         attend(qkv, 3, rope=(cos, sin[:4]))
+
+
+def test_tensors_without_numbers_do_not_reach_c():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        model = GPT(GPTConfig(block_size=8, vocab_size=10, n_layer=1, n_head=2, n_embd=8, mlp="bio"))
+        logits, loss = model(*torch.zeros(2, 2, 8, dtype=torch.long))
+        loss.backward()
+    assert logits.shape == (2, 8, 10)

@@ -64,6 +64,15 @@ def test_answers_are_drawn_with_the_history_and_commands_change_it(make_chat, ca
     assert prompts[3] == "<|user|>d<|end|><|assistant|>" and obey(chat, "/quit") is False
 
 
+def test_a_message_without_an_answer_is_not_kept_and_undo_takes_back_that_alone(make_chat, capsys):
+    chat = make_chat(b"one", b"", b"three")
+    say(chat, "a", "b", "/undo", "c")
+    assert "(no answer: the message is not kept)" in capsys.readouterr().out
+    assert [message.content for message in chat.messages] == ["a", "one", "c", "three"]
+    say(chat, "/undo")
+    assert [message.content for message in chat.messages] == ["a", "one"]
+
+
 def test_the_context_drops_whole_exchanges_when_it_is_full(make_chat):
     chat = make_chat(*[b"0123456789"] * 5)
     say(chat, *"abcde")

@@ -125,6 +125,22 @@ def resident_mb():
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file cannot be replaced there")
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_corpus_that_is_replaced_or_removed_while_it_is_read_stays_what_was_opened(tmp_path, monkeypatch, replaced):
+    monkeypatch.setattr(dataset, "WINDOWS_A_MAPPING", 4)
+    data, whole = (opened(write_dataset(tmp_path / "data"), 16) for _ in range(2))
+    expected = [whole.batch(first, 4) for first in range(0, 40, 4)]
+    found = [data.batch(0, 4)]
+    if replaced:
+        other = write_dataset(tmp_path / "other", train=40, dtype="uint32")
+        os.replace(other / "train.bin", tmp_path / "data" / "train.bin")
+    else:
+        (tmp_path / "data" / "train.bin").unlink()
+    found += [data.batch(first, 4) for first in range(4, 40, 4)]
+    assert torch.equal(torch.cat(found), torch.cat(expected))
+
+
 def test_evaluation_windows_are_fixed_and_do_not_overlap(tmp_path):
     data = opened(write_dataset(tmp_path / "d"))
     everything = data.fixed_windows("val", 0)

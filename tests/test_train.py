@@ -421,6 +421,24 @@ def test_wandb_without_a_key_is_one_sentence_and_touches_nothing(tiny, monkeypat
     assert {p: p.read_bytes() for p in Path(tiny().out_dir).iterdir()} == before
 
 
+def test_a_run_that_diverges_is_closed_at_wandb(tiny, monkeypatch):
+    wandb, closed = pytest.importorskip("wandb"), []
+    monkeypatch.setattr(wandb, "init", lambda **options: FakeRun())
+    monkeypatch.setattr(FakeRun, "finish", lambda run: closed.append(run))
+    with pytest.raises(Diverged):
+        train(tiny(wandb_log=True, learning_rate=1e30, grad_clip=0.0, warmup_iters=0, max_skipped=3, max_iters=2000))
+    assert len(closed) == 1
+    train(tiny(wandb_log=True))
+    assert len(closed) == 2
+
+
+def test_settings_that_contradict_the_shape_of_the_weights_are_one_sentence(tiny, tmp_path):
+    first = train(tiny(block_size=12)).out_dir
+    apart = {"block_size": 1024, "batch_size": 4, "tokens_per_step": 8192, "gradient_accumulation_steps": None}
+    with pytest.raises(UserError, match=r"the shape of .* tokens_per_step=8192 is no multiple .* 4 x 12"):
+        train(tiny(init_from=first, out_dir=str(tmp_path / "second"), **apart))
+
+
 def test_a_resumed_run_goes_on_in_the_same_run_at_wandb(tiny, monkeypatch):
     wandb = pytest.importorskip("wandb")
     begun = []

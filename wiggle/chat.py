@@ -37,6 +37,7 @@ class Chat:
         self.room = min(most, model.config.block_size // 2)
         self.messages: list[Message] = []
         self.cut = False  # whether the last answer ended for want of room
+        self.unanswered = False  # whether the last message got no answer, and so was not kept
 
     def prompt(self, messages: list[Message]) -> list[int]:
         """
@@ -55,12 +56,12 @@ class Chat:
     def answer(self, text: str) -> Iterator[str]:
         """
         Yield the answer to a message piece by piece, and keep both. An answer that is broken off is kept as far as it
-        came. Raises UserError, and keeps nothing, for a message that cannot be answered.
+        came; with an empty one, neither is. Raises UserError, and keeps nothing, for what cannot be answered.
         """
         asked = [*self.messages, Message("user", text)]
         ids = self.prompt(asked)
         device = self.model.lm_head.weight.device
-        push, pieces, self.cut = stream(self.tokenizer), [], True
+        push, pieces, self.cut, self.unanswered = stream(self.tokenizer), [], True, True
         drawn = self.model.stream(torch.tensor([ids], device=device), self.room, **self.options)
         try:
             for token in drawn:
@@ -74,11 +75,14 @@ class Chat:
         finally:
             drawn.close()
             if said := "".join(pieces):
+                self.unanswered = False
                 self.messages = [*asked, Message("assistant", said)]
 
     def undo(self) -> None:
-        """Take the last message and its answer back."""
-        self.messages = self.messages[:-2]
+        """Take the last message and its answer back; one that got no answer was not kept."""
+        if not self.unanswered:
+            self.messages = self.messages[:-2]
+        self.unanswered = False
 
     def save(self, path: str) -> None:
         """Write the conversation as a line of JSON into a new file. Raises UserError where that cannot be done."""
@@ -145,3 +149,5 @@ def print_answer(chat: Chat, text: str) -> None:
     except KeyboardInterrupt:
         answer.close()
         print(" (stopped)", flush=True)
+    if chat.unanswered:
+        print("(no answer: the message is not kept)", flush=True)

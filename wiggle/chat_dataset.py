@@ -69,7 +69,8 @@ class ChatDataset(Dataset):
         path = self.folder / f"{split}_mask.bin"
         advice = "prepare the conversations anew"
         try:
-            flags = map_tokens(path, np.uint8)
+            with open(path, "rb") as file:
+                flags = map_tokens(file, np.uint8)
         except FileNotFoundError:
             raise UserError(f"{path} is missing, which says what the assistant's words are: {advice}") from None
         except (OSError, ValueError) as error:  # ValueError: it is empty

@@ -12,8 +12,10 @@ import json
 import mmap
 import os
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -49,6 +51,7 @@ class Dataset:
             raise UserError(f"{self.folder} is an unfinished corpus: run the command that began it again ({advice})")
         self.tokenizer = from_identity(meta["tokenizer"]).identity() if meta else GPT2Tokenizer().identity()
         self.splits, self.identity = {}, {}
+        self._files = {}  # open ones: what was opened stays whole where another text takes its name
         self._unmapped = {"train": 0, "val": 0}  # windows that were read since the file was last mapped
         self._kept_block = None, None
         self.text_bytes = {split: meta.get(f"{split}_bytes") for split in self._unmapped}  # UTF-8 behind it, if known
@@ -88,7 +91,9 @@ class Dataset:
             if tokens < self.shortest:
                 window = f"too few for one window of block_size={self.block_size} + 1"
                 raise UserError(f"{path} holds {tokens} tokens, {window}: prepare a longer text, or use shorter blocks")
-            return map_tokens(path, dtype)
+            self._files[split] = open(path, "rb")  # noqa: SIM115 - closed with the dataset
+            weakref.finalize(self, self._files[split].close)
+            return map_tokens(self._files[split], dtype)
         except FileNotFoundError:
             advice = how_to_make(self.folder.name, self.folder.parent)
             raise UserError(f"{path} is missing: {advice}") from None
@@ -141,7 +146,7 @@ class Dataset:
         self._unmapped[split] += windows
         if self._unmapped[split] > WINDOWS_A_MAPPING:
             self._unmapped[split] = 0
-            self.splits[split] = map_tokens(self._path(split), self.splits[split].dtype)
+            self.splits[split] = map_tokens(self._files[split], self.splits[split].dtype)
         return self.splits[split]
 
     def batch(self, first: int, count: int) -> torch.Tensor:
@@ -197,10 +202,9 @@ class Dataset:
         return np.arange(count) * total // count * self.block_size
 
 
-def map_tokens(path: Path, dtype: type) -> np.ndarray:
-    """Map a file into memory -> its token ids (N,), read-only. It is unmapped when the array is gone."""
-    with open(path, "rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
+def map_tokens(file: BinaryIO, dtype: type) -> np.ndarray:
+    """Map an open file into memory -> its token ids (N,), read-only. It is unmapped when the array is gone."""
+    return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
 
 
 class BatchesAhead:

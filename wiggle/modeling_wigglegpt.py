@@ -226,9 +226,9 @@ class WiggleGPTForCausalLM(PreTrainedModel, GenerationMixin):
         parts["ln_f"] = make_norm(config)
         self.transformer = nn.ModuleDict(parts)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        # A neuron's few and delicate vectors stay in float32 in a bfloat16 model.
         parts = {part for name, _ in self.named_parameters() for part in name.split(".")}
-        self._keep_in_fp32_modules_strict = parts & {"oscillating", "threshold", "activation", "neuron", "log_beta"}
+        delicate = {"oscillating", "threshold", "gain", "offset", "activation", "neuron", "log_beta"}
+        self._keep_in_fp32_modules_strict = parts & delicate  # a neuron's few vectors, in a bfloat16 model too
         self.post_init()
 
     def get_input_embeddings(self):

@@ -107,3 +107,4 @@ class RunLog:
             self.metrics.close()
         if self.wandb:
             self.wandb.finish()
+            self.wandb = None
