@@ -19,7 +19,6 @@ differently only where |h_f| and threshold_f agree in all digits that the sum ho
 
 import torch
 import torch.nn as nn
-from torch import Tensor
 
 from kernels import event_mlp_cpu, oscillation, screen
 from kernels.event_mlp_base import EventMLP
@@ -36,8 +35,8 @@ def prepare(c_fc: nn.Linear, c_proj: nn.Linear, neuron: nn.Module, gate: nn.Modu
     if any(type(module) not in types for module, types in zip(modules, known, strict=True)):
         return None  # of a class of somebody else's, whose forward pass is its own
     weights = [t for module in modules for t in (*module.parameters(), *module.buffers())]
-    device, own = c_fc.weight.device, all(type(t) in (Tensor, nn.Parameter) and not t.is_inference() for t in weights)
-    if not own or backend(device).startswith("plain"):
+    device = c_fc.weight.device
+    if not all(map(screen.is_ordinary, weights)) or backend(device).startswith("plain"):
         return None
     if device.type == "cuda" and c_fc.weight.dtype == c_proj.weight.dtype in (torch.float32, *HALVES):
         from kernels.event_mlp_triton import EventMLPOnCard  # imports triton, which is not everywhere

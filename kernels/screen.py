@@ -109,10 +109,14 @@ def pointers_to(*tensors: Tensor | None) -> ctypes.Array:
     return (ctypes.c_void_p * len(tensors))(*[None if t is None else t.data_ptr() for t in tensors])
 
 
+def is_ordinary(t: Tensor) -> bool:
+    """Whether a weight's numbers lie where they seem to, and torch counts changes of it."""
+    return type(t) in (Tensor, nn.Parameter) and not t.is_inference()
+
+
 def is_plain(t: Tensor) -> bool:
-    """Whether a weight's numbers lie where they seem to, in float32 on the CPU, and changes of it are counted."""
-    own = type(t) in (Tensor, nn.Parameter) and not t.is_inference()
-    return own and t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous()
+    """Whether a weight is ordinary, and its numbers lie in a row, in float32 on the CPU, as C reads them."""
+    return is_ordinary(t) and t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous()
 
 
 def is_one_token(x: Tensor, width: int) -> bool:
